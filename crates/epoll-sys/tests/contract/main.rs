@@ -1,0 +1,93 @@
+//! What every `Kernel` must do, in terms of the trait alone: one suite for the real kernel and for
+//! simulated ones. What a simulated kernel allows, the real one allows, or a test here fails on it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "in a test a panic is how a failure is told; clippy.toml says so for #[test] functions only"
+)]
+
+mod bench;
+mod connecting;
+mod ending;
+mod streaming;
+mod waiting;
+
+use epoll_sys::Linux;
+
+/// Makes a `#[test]` of each function, with a kernel of its own.
+macro_rules! tests {
+    ($kernel:expr; $($module:ident: [$($test:ident,)*],)*) => {
+        $($(
+            #[test]
+            fn $test() {
+                super::$module::$test(&$kernel);
+            }
+        )*)*
+    };
+}
+
+/// The suite, as the module `$name`, against what `$kernel` makes. One line for each kernel there is.
+macro_rules! contract {
+    ($name:ident, $kernel:expr) => {
+        mod $name {
+            #[allow(clippy::wildcard_imports, reason = "whatever $kernel needs")]
+            use super::*;
+
+            tests! { $kernel;
+                waiting: [
+                    a_wait_never_ends_before_its_time,
+                    the_clock_does_not_go_back,
+                    an_event_carries_its_token,
+                    what_is_ready_before_it_is_added_is_reported,
+                    an_edge_is_given_once,
+                    more_events_than_room_come_with_the_next_waits,
+                    a_deleted_descriptor_is_silent,
+                    a_closed_descriptor_is_silent,
+                    adding_twice_is_an_error,
+                    each_notification_is_an_edge,
+                    a_notification_from_another_thread_ends_a_wait,
+                ],
+                connecting: [
+                    port_zero_becomes_a_real_port,
+                    an_address_in_use_is_refused,
+                    accept_gives_the_address_of_the_peer,
+                    accept_with_nothing_pending_would_block,
+                    connections_wait_to_be_accepted,
+                    a_new_connection_is_an_edge_even_if_others_wait,
+                    a_connect_ends_with_writable_and_no_error,
+                    a_connect_to_nobody_is_refused,
+                    unix_sockets_connect_at_once,
+                    unix_sockets_to_nobody_are_refused,
+                ],
+                streaming: [
+                    bytes_come_as_they_were_sent,
+                    a_short_read_leaves_nothing,
+                    data_later_is_a_new_edge,
+                    pieces_are_written_in_order,
+                    writing_nothing_is_no_error,
+                    reading_into_nothing_says_nothing,
+                    a_full_socket_takes_more_after_one_edge,
+                    what_was_sent_before_the_accept_is_there,
+                    data_and_end_in_one_event_must_be_read_to_the_end,
+                    an_end_after_a_short_read_is_an_edge,
+                ],
+                ending: [
+                    the_end_is_read_again_and_again,
+                    half_closed_is_not_closed,
+                    writing_after_shutdown_is_a_broken_pipe,
+                    closing_ends_the_stream_of_the_peer,
+                    both_ends_shut_hang_up,
+                    a_reset_reaches_the_peer_as_an_error,
+                    an_error_is_taken_once,
+                    closing_with_unread_input_resets,
+                    a_reset_connection_takes_no_more,
+                    shutdown_after_a_reset_is_not_connected,
+                ],
+            }
+        }
+    };
+}
+
+contract!(linux, Linux::new().unwrap());

@@ -1,0 +1,118 @@
+//! Waiting, registration, edges and notifications.
+
+use std::thread;
+use std::time::Duration;
+
+use epoll_sys::{Errno, Events, Interest, Kernel};
+
+use crate::bench::{Bench, CLIENT, SERVER, pair, watched_pair};
+
+pub(crate) fn a_wait_never_ends_before_its_time<K: Kernel>(kernel: &K) {
+    let mut events = Events::with_capacity(4);
+    for microseconds in [0, 1, 100, 1_000, 1_001, 2_500] {
+        let timeout = Duration::from_micros(microseconds);
+        let start = kernel.now();
+        kernel.wait(&mut events, Some(timeout)).unwrap();
+        assert!(kernel.now() - start >= timeout, "{timeout:?}");
+        assert!(events.is_empty());
+    }
+}
+
+pub(crate) fn the_clock_does_not_go_back<K: Kernel>(kernel: &K) {
+    let mut last = kernel.now();
+    for _ in 0..1_000 {
+        let now = kernel.now();
+        assert!(now >= last);
+        last = now;
+    }
+    kernel.wall_clock().duration_since(std::time::UNIX_EPOCH).unwrap();
+}
+
+pub(crate) fn an_event_carries_its_token<K: Kernel>(kernel: &K) {
+    let (client, server) = pair(kernel);
+    let mut bench = Bench::new(kernel);
+    for (socket, token) in [(&client, u64::MAX), (&server, 0)] {
+        kernel.add(socket, Interest::Stream, token).unwrap();
+        let readiness = bench.next(token);
+        assert!(readiness.is_writable() && !readiness.is_readable());
+    }
+    kernel.send(&client, b"x").unwrap();
+    assert!(bench.next(0).is_readable());
+}
+
+pub(crate) fn what_is_ready_before_it_is_added_is_reported<K: Kernel>(kernel: &K) {
+    let (client, server) = pair(kernel);
+    kernel.send(&client, b"early").unwrap();
+    let mut bench = Bench::new(kernel);
+    kernel.add(&server, Interest::Stream, SERVER).unwrap();
+    let readiness = bench.find(SERVER, |readiness| readiness.is_readable());
+    assert!(readiness.is_writable() && !readiness.must_read_to_end() && !readiness.is_error());
+}
+
+pub(crate) fn an_edge_is_given_once<K: Kernel>(kernel: &K) {
+    let (mut bench, client, _server) = watched_pair(kernel);
+    kernel.send(&client, b"unread").unwrap();
+    assert!(bench.next(SERVER).is_readable());
+    bench.expect_silence();
+}
+
+pub(crate) fn more_events_than_room_come_with_the_next_waits<K: Kernel>(kernel: &K) {
+    let notifiers: Vec<K::Fd> = (0..5).map(|_| kernel.eventfd().unwrap()).collect();
+    for (token, notifier) in (0..).zip(&notifiers) {
+        kernel.add(notifier, Interest::Readable, token).unwrap();
+        K::notify(notifier).unwrap();
+    }
+    let mut events = Events::with_capacity(2);
+    let mut tokens = Vec::new();
+    for expected in [2, 2, 1, 0] {
+        kernel.wait(&mut events, Some(Duration::ZERO)).unwrap();
+        assert_eq!(events.len(), expected);
+        tokens.extend((0..expected).map(|position| events.get(position).unwrap().token));
+    }
+    tokens.sort_unstable();
+    assert_eq!(tokens, [0, 1, 2, 3, 4]);
+}
+
+pub(crate) fn a_deleted_descriptor_is_silent<K: Kernel>(kernel: &K) {
+    let (mut bench, client, server) = watched_pair(kernel);
+    kernel.delete(&server).unwrap();
+    kernel.send(&client, b"x").unwrap();
+    bench.expect_silence();
+    assert_eq!(kernel.delete(&server), Err(Errno::ENOENT));
+}
+
+pub(crate) fn a_closed_descriptor_is_silent<K: Kernel>(kernel: &K) {
+    let (client, server) = pair(kernel);
+    kernel.add(&server, Interest::Stream, SERVER).unwrap();
+    kernel.send(&client, b"x").unwrap();
+    drop(server);
+    Bench::new(kernel).expect_silence();
+}
+
+pub(crate) fn adding_twice_is_an_error<K: Kernel>(kernel: &K) {
+    let (client, _server) = pair(kernel);
+    kernel.add(&client, Interest::Stream, CLIENT).unwrap();
+    assert_eq!(kernel.add(&client, Interest::Stream, CLIENT), Err(Errno::EEXIST));
+}
+
+pub(crate) fn each_notification_is_an_edge<K: Kernel>(kernel: &K) {
+    let notifier = kernel.eventfd().unwrap();
+    kernel.add(&notifier, Interest::Readable, 5).unwrap();
+    let mut bench = Bench::new(kernel);
+    bench.expect_silence();
+    for _ in 0..3 {
+        // Never read, so it stays ready; only the notification makes the edge.
+        K::notify(&notifier).unwrap();
+        assert!(bench.next(5).is_readable());
+        bench.expect_silence();
+    }
+}
+
+pub(crate) fn a_notification_from_another_thread_ends_a_wait<K: Kernel>(kernel: &K) {
+    let notifier = kernel.eventfd().unwrap();
+    kernel.add(&notifier, Interest::Readable, 5).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| K::notify(&notifier).unwrap());
+        assert!(Bench::new(kernel).next(5).is_readable());
+    });
+}
