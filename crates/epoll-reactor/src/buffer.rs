@@ -1,0 +1,278 @@
+//! What a connection holds for longer than a turn: the start of a message, and output the kernel did not take.
+//! Neither exists while the connection is idle.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::Bytes;
+
+/// Pieces handed to one writev: enough to keep system calls few, few enough for the stack.
+pub(crate) const PIECES_PER_WRITE: usize = 64;
+
+/// Small sends are gathered into segments of about this size.
+const SEGMENT: usize = 16 * 1024;
+
+/// A queue returned to the pool keeps at most this many pieces' room.
+const POOLED_PIECES: usize = 64;
+
+/// The start of a message whose rest has not come. The next read lands behind it, so that the handler always
+/// sees one contiguous slice, and nothing is copied twice but by growth.
+///
+/// Invariant: `start <= end <= bytes.len()`; what is kept is `bytes[start..end]`, the rest is initialised room.
+#[derive(Debug, Default)]
+pub(crate) struct InputTail {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl InputTail {
+    pub(crate) fn from_slice(unconsumed: &[u8]) -> Self {
+        Self { bytes: unconsumed.to_vec(), start: 0, end: unconsumed.len() }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Room behind what is kept: at least 1 byte, at most `most`, growing by doubling so that the copying of
+    /// a message that comes byte by byte stays linear.
+    pub(crate) fn room(&mut self, most: usize) -> &mut [u8] {
+        if self.end == self.bytes.len() {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+            let wanted = (2 * self.end).max(512);
+            if self.bytes.len() < wanted {
+                self.bytes.resize(wanted, 0);
+            }
+        }
+        let until = self.bytes.len().min(self.end + most.max(1));
+        self.bytes.get_mut(self.end..until).unwrap_or_default()
+    }
+
+    /// Says that `count` bytes of the room now hold data.
+    pub(crate) fn filled(&mut self, count: usize) {
+        self.end = (self.end + count).min(self.bytes.len());
+    }
+
+    pub(crate) fn consume(&mut self, count: usize) {
+        self.start = (self.start + count).min(self.end);
+    }
+}
+
+#[derive(Debug)]
+enum Chunk {
+    /// A copy of what was sent, alone or with its neighbours.
+    Copied(Vec<u8>),
+    /// A reference to what other queues hold too.
+    Shared(Bytes),
+}
+
+impl Chunk {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Copied(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// Output in the order it was sent, as pieces that are never moved.
+///
+/// Invariants: no piece is empty; `written` is less than the length of the first piece; `len` is the sum of
+/// the lengths less `written`.
+#[derive(Debug, Default)]
+pub(crate) struct OutputQueue {
+    chunks: VecDeque<Chunk>,
+    written: usize,
+    len: usize,
+}
+
+impl OutputQueue {
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn pieces(&self) -> usize {
+        self.chunks.len()
+    }
+
+    pub(crate) fn push_copy(&mut self, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
+        self.len += data.len();
+        if let Some(Chunk::Copied(segment)) = self.chunks.back_mut()
+            && segment.len() + data.len() <= SEGMENT
+        {
+            segment.extend_from_slice(data);
+        } else {
+            self.chunks.push_back(Chunk::Copied(data.to_vec()));
+        }
+    }
+
+    pub(crate) fn push_shared(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        self.len += data.len();
+        self.chunks.push_back(Chunk::Shared(data));
+    }
+
+    /// The pieces to write next, as many as `slices` has room for.
+    pub(crate) fn gather<'queue>(&'queue self, slices: &mut [IoSlice<'queue>]) -> usize {
+        let mut skip = self.written;
+        let mut count = 0;
+        for (slot, chunk) in slices.iter_mut().zip(&self.chunks) {
+            *slot = IoSlice::new(chunk.as_slice().get(skip..).unwrap_or_default());
+            skip = 0;
+            count += 1;
+        }
+        count
+    }
+
+    /// Removes the first `count` bytes: the kernel has taken them.
+    pub(crate) fn advance(&mut self, count: usize) {
+        let count = count.min(self.len);
+        self.len -= count;
+        let mut taken = self.written + count;
+        while let Some(first) = self.chunks.front() {
+            let length = first.as_slice().len();
+            if taken < length {
+                break;
+            }
+            taken -= length;
+            self.chunks.pop_front();
+        }
+        self.written = taken;
+    }
+}
+
+/// Empty queues kept for the next connection whose output is blocked: fan-out to many receivers then
+/// allocates nothing.
+#[derive(Debug, Default)]
+pub(crate) struct QueuePool {
+    // Boxed, as connections hold them: a pointer each when idle.
+    #[expect(clippy::vec_box, reason = "a queue moves between the pool and a connection as its box")]
+    queues: Vec<Box<OutputQueue>>,
+}
+
+impl QueuePool {
+    /// More than this are given back to the allocator.
+    const CAPACITY: usize = 1024;
+
+    pub(crate) fn take(&mut self) -> Box<OutputQueue> {
+        self.queues.pop().unwrap_or_default()
+    }
+
+    /// Takes back a queue; what is still in it is dropped.
+    pub(crate) fn put(&mut self, mut queue: Box<OutputQueue>) {
+        if self.queues.len() < Self::CAPACITY && queue.chunks.capacity() <= POOLED_PIECES {
+            queue.chunks.clear();
+            queue.written = 0;
+            queue.len = 0;
+            self.queues.push(queue);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn contents(queue: &OutputQueue) -> Vec<u8> {
+        let mut slices = vec![IoSlice::new(&[]); queue.pieces()];
+        let count = queue.gather(&mut slices);
+        assert_eq!(count, queue.pieces());
+        assert!(slices.iter().all(|slice| !slice.is_empty()), "an empty piece");
+        slices.iter().flat_map(|slice| slice.iter().copied()).collect()
+    }
+
+    proptest! {
+        /// Every interleaving of copied and shared pieces with writes of every size keeps the bytes in order.
+        #[test]
+        fn the_queue_is_a_byte_stream(steps in prop::collection::vec((0..3u8, 0..40usize), 1..60)) {
+            let mut queue = OutputQueue::default();
+            let mut model: VecDeque<u8> = VecDeque::new();
+            let mut next = 0u8;
+            for (kind, size) in steps {
+                let data: Vec<u8> = (0..size).map(|_| { next = next.wrapping_add(1); next }).collect();
+                match kind {
+                    0 => { queue.push_copy(&data); model.extend(&data); }
+                    1 => { queue.push_shared(Bytes::from(data.clone())); model.extend(&data); }
+                    _ => { queue.advance(size); model.drain(..size.min(model.len())); }
+                }
+                prop_assert_eq!(queue.len(), model.len());
+                prop_assert_eq!(contents(&queue), Vec::from_iter(model.iter().copied()));
+            }
+        }
+
+        /// Whatever is read and consumed in whatever steps, the tail holds what lies between.
+        #[test]
+        fn the_tail_is_a_window_on_the_stream(steps in prop::collection::vec((0..700usize, 0..700usize), 1..40)) {
+            let mut tail = InputTail::default();
+            let mut model: VecDeque<u8> = VecDeque::new();
+            let mut next = 0u8;
+            for (arriving, consumed) in steps {
+                let room = tail.room(arriving.max(1));
+                prop_assert!(!room.is_empty());
+                let count = arriving.min(room.len());
+                for byte in room.iter_mut().take(count) { next = next.wrapping_add(1); *byte = next; model.push_back(next); }
+                tail.filled(count);
+                tail.consume(consumed);
+                model.drain(..consumed.min(model.len()));
+                prop_assert_eq!(tail.as_slice(), &*model.make_contiguous());
+            }
+        }
+    }
+
+    #[test]
+    fn small_copies_share_a_segment_and_shared_bytes_are_not_copied() {
+        let mut queue = OutputQueue::default();
+        for _ in 0..100 {
+            queue.push_copy(b"0123456789");
+        }
+        assert_eq!(queue.pieces(), 1);
+        let shared = Bytes::from(vec![7; 100]);
+        queue.push_shared(shared.clone());
+        let mut slices = [IoSlice::new(&[]); 2];
+        queue.gather(&mut slices);
+        assert_eq!(slices[1].as_ptr(), shared.as_ptr());
+    }
+
+    #[test]
+    fn a_tail_that_grows_byte_by_byte_copies_a_linear_amount() {
+        let mut tail = InputTail::from_slice(&[0]);
+        let mut grown = 0;
+        let mut room = 0;
+        for _ in 0..100_000 {
+            let before = tail.bytes.len();
+            tail.room(1);
+            tail.filled(1);
+            if tail.bytes.len() != before {
+                grown += 1;
+            }
+            room = tail.bytes.len();
+        }
+        assert!(grown <= 10, "{grown} reallocations");
+        assert!(room <= 2 * 100_001 + 512);
+    }
+
+    #[test]
+    fn the_pool_gives_back_empty_queues() {
+        let mut pool = QueuePool::default();
+        let mut queue = pool.take();
+        queue.push_copy(b"left over");
+        queue.advance(3);
+        pool.put(queue);
+        let queue = pool.take();
+        assert_eq!((queue.len(), queue.pieces(), queue.written), (0, 0, 0));
+    }
+}

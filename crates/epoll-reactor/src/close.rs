@@ -1,0 +1,154 @@
+//! The end of lives: a connection's last output and lingering read, its taking apart, and the drain of the
+//! whole loop.
+
+use epoll_sys::{Call, Errno, Kernel, Reaction, Timestamp, reaction};
+
+use crate::connection::Phase;
+use crate::handler::{CloseReason, Handler};
+use crate::reactor::{Reactor, Shutdown, guarded};
+use crate::stats::CloseStats;
+use crate::token::ConnId;
+
+impl<H: Handler, K: Kernel> Reactor<H, K> {
+    /// Writes what callbacks have sent to other connections than their own: one `writev` each, whatever the
+    /// number of messages.
+    pub(crate) fn flush_dirty(&mut self) {
+        let mut dirty = std::mem::take(&mut self.ctx.dirty);
+        for id in dirty.drain(..) {
+            if let Some(connection) = self.ctx.connections.get_mut(id.0) {
+                connection.in_dirty = false;
+                self.flush(id);
+            }
+        }
+        // Its room is used again; flushing calls no callback, so nothing has been added meanwhile.
+        self.ctx.dirty = dirty;
+    }
+
+    /// All output has gone out. If the peer may still be sending, closing now could make the kernel answer
+    /// with an RST, and that would destroy output the peer has not read yet: so send a FIN, and read until
+    /// the peer's own.
+    pub(crate) fn end_output(&mut self, id: ConnId) {
+        let now = self.ctx.now();
+        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
+        let fd = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref());
+        let shut = fd.is_some_and(|fd| self.kernel.shutdown_write(fd).is_ok());
+        if connection.eof || !shut {
+            self.ctx.kill(id, CloseReason::Local);
+            return;
+        }
+        connection.phase = Phase::Lingering;
+        connection.active = now;
+        connection.read_deadline = Some(now + self.ctx.limits.linger_timeout);
+        if let Some(tail) = connection.input.take() {
+            self.ctx.buffered -= tail.len();
+        }
+        self.ctx.arm(id);
+        self.linger(id);
+    }
+
+    /// Reads and discards, within the budget of a turn and the bounds of lingering.
+    pub(crate) fn linger(&mut self, id: ConnId) {
+        let mut budget = self.ctx.limits.read_budget;
+        while let Some(connection) = self.ctx.connections.get_mut(id.0)
+            && connection.phase == Phase::Lingering
+            && connection.readable
+        {
+            if budget == 0 {
+                self.ctx.make_ready(id);
+                return;
+            }
+            let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
+                return;
+            };
+            match self.kernel.recv(fd, &mut self.read_buffer) {
+                Ok(0) => self.ctx.kill(id, CloseReason::Local),
+                Ok(count) => {
+                    budget = budget.saturating_sub(count);
+                    connection.active = self.ctx.clock.now;
+                    connection.discarded += count;
+                    if connection.discarded > self.ctx.limits.linger_bytes {
+                        self.ctx.kill(id, CloseReason::Local);
+                    }
+                }
+                Err(errno) => match reaction(Call::Recv, errno) {
+                    Reaction::Retry => (),
+                    Reaction::WaitForEdge => connection.readable = false,
+                    _ => self.fail(id, errno),
+                },
+            }
+        }
+    }
+
+    /// Takes apart the connections that ended in this turn, and tells the handler. Nothing in this turn can
+    /// meet their slots' next owners.
+    pub(crate) fn reap(&mut self) {
+        let mut freed = false;
+        for id in std::mem::take(&mut self.ctx.dead) {
+            let Some(mut connection) = self.ctx.connections.remove(id.0) else { continue };
+            let side = self.sides.get_mut(id.index()).and_then(Option::take);
+            let (fd, state) = side.map_or_else(|| (None, H::Conn::default()), |side| (side.fd, side.state));
+            if let Some(fd) = fd {
+                freed = true;
+                self.close_descriptor(fd, connection.reset_on_close);
+            }
+            let tail = connection.input.take().map_or(0, |tail| tail.len());
+            let unsent = connection.queued();
+            self.ctx.buffered -= tail + unsent;
+            if let Some(queue) = connection.output.take() {
+                self.ctx.pool.put(queue);
+            }
+            self.ctx.counters.closed += 1;
+            let stats = CloseStats {
+                bytes_received: connection.bytes_received,
+                bytes_sent: connection.bytes_sent,
+                bytes_unsent: unsent as u64,
+                open_for: self.ctx.now() - connection.opened,
+            };
+            let reason = connection.reason.unwrap_or(CloseReason::Local);
+            let handler = &mut self.handler;
+            guarded(&mut self.ctx, |ctx| handler.on_close(ctx, id, state, reason, &stats));
+        }
+        self.resume_listeners(freed);
+    }
+
+    fn close_descriptor(&self, fd: K::Fd, reset: bool) {
+        if reset {
+            // A socket that cannot be told to is closed the ordinary way.
+            let _: Result<(), Errno> = self.kernel.reset_on_close(&fd);
+        }
+        // Before it is closed: a duplicate of it elsewhere would keep its events coming.
+        let _: Result<(), Errno> = self.kernel.delete(&fd);
+        drop(fd);
+    }
+
+    /// Starts the drain that was asked for, and ends it when its time is up.
+    pub(crate) fn drain_step(&mut self) {
+        let Some(deadline) = self.ctx.drain_deadline else { return };
+        if self.shutdown == Shutdown::No {
+            self.shutdown = Shutdown::Draining;
+            self.close_listeners();
+            self.for_each_connection(|reactor, id| reactor.tell_of_drain(id, deadline));
+        }
+        if self.forced || deadline <= self.ctx.now() {
+            self.for_each_connection(|reactor, id| reactor.ctx.kill(id, CloseReason::Shutdown));
+        }
+    }
+
+    fn tell_of_drain(&mut self, id: ConnId, deadline: Timestamp) {
+        match self.ctx.connections.get(id.0).map(|connection| connection.phase) {
+            Some(Phase::Connecting) => self.ctx.kill(id, CloseReason::Shutdown),
+            Some(Phase::Open) => {
+                self.callback(id, |handler, ctx, state| handler.on_shutdown(ctx, id, state, deadline));
+            }
+            _ => (),
+        }
+    }
+
+    fn for_each_connection(&mut self, mut call: impl FnMut(&mut Self, ConnId)) {
+        for index in 0..self.ctx.connections.end() {
+            if let Some(token) = self.ctx.connections.token_at(index) {
+                call(self, ConnId(token));
+            }
+        }
+    }
+}

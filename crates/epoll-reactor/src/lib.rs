@@ -1,0 +1,86 @@
+//! An event-driven TCP server loop on edge-triggered epoll(7): one thread, one loop, callbacks. Linux only.
+//!
+//! A server is a [`Handler`]: callbacks for a connection's bytes, its end, its timers. A [`Reactor`] runs it,
+//! with any number of listeners and outbound connections, bounded buffers with backpressure, timers, messages
+//! from other threads and a graceful end. For a server that only turns messages into answers, [`EpollServer`]
+//! is shorter.
+//!
+//! What this crate never does: it knows no protocol, spawns no thread, prints nothing, blocks nowhere but in
+//! epoll_wait(2), and holds no lock while a callback runs. It is not an async runtime, and it has no TLS.
+//!
+//! # A server
+//!
+//! It greets each client, counts its bytes, and hangs up on one that is silent for a minute.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use epoll_reactor::{Address, ConnId, Ctx, Handler, Limits, ListenOptions, Reactor, SendOutcome};
+//!
+//! struct Counter;
+//!
+//! impl Handler for Counter {
+//!     type Conn = usize; // the state of one connection: bytes counted
+//!     type Message = (); // nothing comes from other threads
+//!
+//!     fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut usize) {
+//!         let _: SendOutcome<_> = ctx.send(id, b"hello\n");
+//!     }
+//!
+//!     fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, count: &mut usize, input: &[u8]) -> usize {
+//!         *count += input.len();
+//!         if !ctx.send(id, format!("{count}\n").as_bytes()).is_accepted() {
+//!             ctx.close_now(id); // it does not read its answers
+//!         }
+//!         input.len()
+//!     }
+//! }
+//!
+//! fn main() -> std::io::Result<()> {
+//!     let limits = Limits { idle_timeout: Some(Duration::from_secs(60)), ..Limits::default() };
+//!     let mut reactor = Reactor::new(Counter, limits)?;
+//!     for address in Address::resolve("127.0.0.1:8080")? {
+//!         reactor.listen(&address, &ListenOptions::default())?;
+//!     }
+//!     reactor.run()?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Where to go on
+//!
+//! [`Handler`] states when each callback comes. [`Ctx`] is all that a callback may ask for. [`Limits`] is every
+//! bound with its reason. [`Remote`] is for other threads. [`Kernel`] is the seam for another kernel than
+//! [`Linux`]. ARCHITECTURE.md in the repository follows a request through the files.
+
+#![forbid(unsafe_code)]
+
+mod buffer;
+mod close;
+mod connection;
+mod ctx;
+mod handler;
+mod limits;
+mod listener;
+mod reactor;
+mod remote;
+mod serve;
+mod server;
+mod slab;
+mod stats;
+mod timers;
+mod token;
+
+pub use ctx::{Ctx, SendOutcome};
+pub use epoll_sys::{
+    Address, ConnectProgress, Errno, Event, Events, Interest, Kernel, Linux, ListenOptions, OpenFileLimit,
+    Readiness, Signal, Timestamp, block_signals, raise_open_file_limit,
+};
+pub use handler::{CloseReason, Handler, Source};
+pub use limits::{Limits, LimitsError, PanicPolicy};
+pub use reactor::{Reactor, Stopped, Turn};
+pub use remote::{Remote, RemoteError};
+pub use server::{EpollServer, EventHandler, HandlerAction, ShutdownSignal, TcpStream};
+pub use slab::ConnMap;
+pub use stats::{CloseStats, Counters};
+pub use token::{ConnId, ListenerId, SourceId};

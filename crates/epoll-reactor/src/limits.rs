@@ -1,0 +1,171 @@
+//! Every bound of the loop, in one place, each with its reason.
+
+use std::fmt;
+use std::time::Duration;
+
+/// Every bound of a reactor. Nothing in it grows with what a peer chooses, except up to one of these.
+///
+/// Sizes are in bytes. [`Limits::default`] suits a server with thousands of clients that exchange messages of
+/// up to 64 KiB; change what differs with `Limits { idle_timeout: ..., ..Limits::default() }`.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections open at one time, accepted and outbound. Beyond it a new client is accepted and closed at
+    /// once, so that it learns of the refusal rather than waiting in the backlog.
+    pub connections: usize,
+    /// Size of the loop's read buffer, shared by all connections: how much one `recv` can take. At least 1.
+    pub read_buffer: usize,
+    /// How much is read from one connection in one turn before the others get theirs. At least 1.
+    pub read_budget: usize,
+    /// How many connections are accepted from one listener in one turn: a storm of new clients must not
+    /// starve those that are being served. At least 1.
+    pub accept_budget: usize,
+    /// How many messages from other threads are handed over in one turn. At least 1.
+    pub message_budget: usize,
+    /// How many messages from other threads may wait; beyond it a send says `Full`. At least 1.
+    pub message_queue: usize,
+    /// How many bytes a handler may leave unconsumed while it waits for the rest of a message. A connection
+    /// that reaches it is closed: its message can never fit. At least 1.
+    pub input: usize,
+    /// A connection with more output than this waiting is not read until it is down to
+    /// [`output_low_water`](Self::output_low_water): a peer that does not take its answers gives no new
+    /// questions. Above the low water mark, at most [`output`](Self::output).
+    pub output_high_water: usize,
+    /// When output is down to this, reading goes on and `on_drain` is called.
+    pub output_low_water: usize,
+    /// How much output may wait on one connection: a send that would pass it is refused whole. One message
+    /// is never larger. The queue also holds at most a 64th of this many separate pieces, so that tiny
+    /// pieces cannot make its own bookkeeping larger than the data.
+    pub output: usize,
+    /// How much input and output may wait on all connections together. A send that would pass it is refused;
+    /// a connection whose unfinished message would pass it is closed.
+    pub memory: usize,
+    /// A connection on which nothing was read or written for this long is closed. `None`: never; a peer that
+    /// vanished is still found by the keep-alive of [`ListenOptions`](crate::ListenOptions).
+    pub idle_timeout: Option<Duration>,
+    /// A connection with output waiting, of which the peer takes nothing for this long, is closed.
+    pub write_stall_timeout: Duration,
+    /// How long an outbound connection may take to be made.
+    pub connect_timeout: Duration,
+    /// After our FIN, how long to wait for the peer's next byte or its own FIN before the descriptor is
+    /// closed. Closing it earlier can make the kernel send an RST that destroys the answer on its way.
+    pub linger_quiet: Duration,
+    /// The same, in all, however busily the peer goes on sending.
+    pub linger_timeout: Duration,
+    /// How many bytes of what the peer still sends are read and discarded in that time.
+    pub linger_bytes: usize,
+    /// After the process ran out of descriptors, how long until accepting is tried again, if no connection
+    /// closes before.
+    pub accept_retry: Duration,
+    /// How often [`on_tick`](crate::Handler::on_tick) is called. `None`: never, and an idle loop sleeps.
+    pub tick: Option<Duration>,
+    /// How long a drain asked for by [`Ctx::drain`](crate::Ctx::drain) or a signal may take.
+    pub drain_grace: Duration,
+    /// What a panic in a callback does.
+    pub panics: PanicPolicy,
+}
+
+/// What a panic in a handler's callback does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PanicPolicy {
+    /// It is logged, closes the connection it was for, if any, and the loop goes on with the handler as the
+    /// panic left it. Only where panics unwind: with `panic = "abort"` the process ends.
+    CloseConnection,
+    /// It goes on up through `run`, to whoever called it.
+    Propagate,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 100_000,
+            read_buffer: 64 * 1024,
+            read_budget: 256 * 1024,
+            accept_budget: 64,
+            message_budget: 256,
+            message_queue: 4096,
+            input: 128 * 1024,
+            output_high_water: 256 * 1024,
+            output_low_water: 64 * 1024,
+            output: 4 * 1024 * 1024,
+            memory: 256 * 1024 * 1024,
+            idle_timeout: None,
+            write_stall_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            linger_quiet: Duration::from_secs(1),
+            linger_timeout: Duration::from_secs(10),
+            linger_bytes: 16 * 1024 * 1024,
+            accept_retry: Duration::from_millis(100),
+            tick: None,
+            drain_grace: Duration::from_secs(10),
+            panics: PanicPolicy::CloseConnection,
+        }
+    }
+}
+
+impl Limits {
+    /// Checks what the fields demand of each other.
+    ///
+    /// # Errors
+    /// The first rule that is broken, in words. [`Reactor::new`](crate::Reactor::new) makes this check.
+    pub fn check(&self) -> Result<(), LimitsError> {
+        let at_least_one = [
+            (self.read_buffer, "read_buffer"),
+            (self.read_budget, "read_budget"),
+            (self.accept_budget, "accept_budget"),
+            (self.message_budget, "message_budget"),
+            (self.message_queue, "message_queue"),
+            (self.input, "input"),
+            (self.output, "output"),
+        ];
+        if let Some((_, name)) = at_least_one.into_iter().find(|(value, _)| *value == 0) {
+            return Err(LimitsError(format!("{name} must be at least 1")));
+        }
+        if self.output_low_water >= self.output_high_water {
+            return Err(LimitsError(format!(
+                "output_low_water ({}) must be below output_high_water ({})",
+                self.output_low_water, self.output_high_water
+            )));
+        }
+        if self.output_high_water > self.output {
+            return Err(LimitsError(format!(
+                "output_high_water ({}) must not be above output ({})",
+                self.output_high_water, self.output
+            )));
+        }
+        if self.tick == Some(Duration::ZERO) {
+            return Err(LimitsError("tick must not be zero".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Which rule of [`Limits`] is broken, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsError(String);
+
+impl fmt::Display for LimitsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "limits: {}", self.0)
+    }
+}
+
+impl std::error::Error for LimitsError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_hold_and_each_rule_bites() {
+        Limits::default().check().unwrap();
+        let broken = [
+            (Limits { read_buffer: 0, ..Limits::default() }, "read_buffer"),
+            (Limits { output_low_water: 256 * 1024, ..Limits::default() }, "output_low_water"),
+            (Limits { output: 1, ..Limits::default() }, "output_high_water"),
+            (Limits { tick: Some(Duration::ZERO), ..Limits::default() }, "tick"),
+        ];
+        for (limits, name) in broken {
+            assert!(limits.check().unwrap_err().to_string().contains(name), "{name}");
+        }
+    }
+}

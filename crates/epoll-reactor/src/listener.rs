@@ -1,0 +1,221 @@
+//! Accepting: a budget a turn, admission, and what to do when the process is out of descriptors.
+//!
+//! Under edge triggering no event comes for connections that were pending when accept failed, so running out
+//! needs a state of its own. The listener pauses, and tries again when a connection closes or
+//! [`Limits::accept_retry`](crate::Limits::accept_retry) has passed; a spare descriptor is given up for a moment, to
+//! accept and close one client that would otherwise wait for an answer that nobody can give.
+
+use std::io;
+
+use epoll_sys::{Address, Call, Errno, Interest, Kernel, Reaction, Timestamp, reaction};
+
+use crate::connection::Connection;
+use crate::handler::Handler;
+use crate::reactor::{Reactor, Registration, Side};
+use crate::token::{ConnId, ListenerId, Token};
+
+pub(crate) struct Listener<F> {
+    pub(crate) fd: F,
+    pub(crate) address: Address,
+    /// It is on the ready list: its budget ran out, or its pause did.
+    in_ready: bool,
+    /// Out of descriptors; when to try again.
+    paused: Option<Timestamp>,
+    /// Paused, or not accepted anything since: the log has been told.
+    reported: bool,
+}
+
+impl<F> Listener<F> {
+    pub(crate) const fn new(fd: F, address: Address) -> Self {
+        Self { fd, address, in_ready: false, paused: None, reported: false }
+    }
+
+    /// A connection is pending; says whether to accept now, which on the ready list or paused comes later.
+    pub(crate) const fn note_edge(&self) -> bool {
+        !self.in_ready && self.paused.is_none()
+    }
+}
+
+/// What one try to accept came to.
+enum Accepted {
+    /// A connection was opened, or refused, or is not worth a word.
+    One,
+    /// Nothing is pending.
+    Empty,
+    Paused,
+}
+
+impl<H: Handler, K: Kernel> Reactor<H, K> {
+    /// Accepts up to the budget; if more may be pending, the rest has its turn in the next one.
+    pub(crate) fn accept_ready(&mut self, token: Token) -> io::Result<()> {
+        if let Some(listener) = self.listener_mut(token) {
+            listener.in_ready = false;
+            listener.paused = None;
+        }
+        for _ in 0..self.ctx.limits.accept_budget {
+            match self.accept_one(token)? {
+                Accepted::One => (),
+                Accepted::Empty | Accepted::Paused => return Ok(()),
+            }
+        }
+        self.make_listener_ready(token);
+        Ok(())
+    }
+
+    fn accept_one(&mut self, token: Token) -> io::Result<Accepted> {
+        let accepted = match self.registrations.get(token) {
+            Some(Registration::Listener(listener)) => self.kernel.accept(&listener.fd),
+            _ => return Ok(Accepted::Empty),
+        };
+        match accepted {
+            Ok((fd, peer)) => Ok(self.admit(token, fd, peer)),
+            Err(errno) => match reaction(Call::Accept, errno) {
+                Reaction::Retry => Ok(Accepted::One),
+                Reaction::WaitForEdge => Ok(Accepted::Empty),
+                Reaction::PauseListener | Reaction::CloseConnection => {
+                    self.shed_one(token);
+                    self.pause(token, errno);
+                    Ok(Accepted::Paused)
+                }
+                Reaction::EndLoop => {
+                    let kind = io::Error::from(errno).kind();
+                    Err(io::Error::new(kind, format!("cannot accept: {}", errno.desc())))
+                }
+            },
+        }
+    }
+
+    /// Opens an accepted connection, if there is room for it. Otherwise its descriptor is closed here, before
+    /// anything has been spent on it.
+    fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address) -> Accepted {
+        if self.ctx.connections.len() >= self.ctx.limits.connections {
+            self.ctx.counters.shed += 1;
+            let limit = self.ctx.limits.connections;
+            self.report(listener, &format_args!("{limit} connections are open; closing new ones"));
+            return Accepted::One;
+        }
+        let connection = Connection::accepted(peer, ListenerId(listener), self.ctx.now());
+        let Some(token) = self.ctx.connections.insert(connection) else { return Accepted::One };
+        let id = ConnId(token);
+        if let Err(errno) = self.kernel.add(&fd, Interest::Stream, id.as_u64()) {
+            self.ctx.connections.remove(token);
+            self.ctx.counters.shed += 1;
+            if reaction(Call::Add, errno) == Reaction::PauseListener {
+                self.pause(listener, errno);
+                return Accepted::Paused;
+            }
+            log::error!("cannot watch an accepted connection: {}", errno.desc());
+            return Accepted::One;
+        }
+        if let Some(listener) = self.listener_mut(listener) {
+            listener.reported = false;
+        }
+        self.put_side(id, Side { fd: Some(fd), state: H::Conn::default() });
+        self.ctx.counters.accepted += 1;
+        self.call_on_open(id);
+        Accepted::One
+    }
+
+    /// Gives up the spare descriptor to accept one waiting client and close it, so that it knows.
+    fn shed_one(&mut self, token: Token) {
+        if self.spare.take().is_some()
+            && let Some(Registration::Listener(listener)) = self.registrations.get(token)
+            && self.kernel.accept(&listener.fd).is_ok()
+        {
+            self.ctx.counters.shed += 1;
+        }
+        self.renew_spare();
+    }
+
+    fn renew_spare(&mut self) {
+        if self.spare.is_none() {
+            // Without one the next client waits in the backlog instead of being turned away.
+            self.spare = self.kernel.eventfd().ok();
+        }
+    }
+
+    fn pause(&mut self, token: Token, errno: Errno) {
+        let retry = self.ctx.now() + self.ctx.limits.accept_retry;
+        if let Some(listener) = self.listener_mut(token) {
+            listener.paused = Some(retry);
+        }
+        self.ctx.counters.accept_pauses += 1;
+        self.report(token, &format_args!("not accepting for now: {}", errno.desc()));
+    }
+
+    /// Logs trouble with a listener once, until it accepts again.
+    fn report(&mut self, token: Token, what: &dyn std::fmt::Display) {
+        if let Some(listener) = self.listener_mut(token)
+            && !std::mem::replace(&mut listener.reported, true)
+        {
+            log::warn!("{}: {what}", listener.address);
+        }
+    }
+
+    /// When the first paused listener is to be tried again.
+    pub(crate) fn accept_retry(&self) -> Option<Timestamp> {
+        self.listeners().filter_map(|(_, listener)| listener.paused).min()
+    }
+
+    /// Listeners whose pause is over go on the ready list; all of them, if descriptors have become free.
+    pub(crate) fn resume_listeners(&mut self, descriptors_freed: bool) {
+        let now = self.ctx.now();
+        if self.accept_retry().is_none_or(|at| at > now && !descriptors_freed) {
+            return;
+        }
+        self.renew_spare();
+        for index in 0..self.registrations.end() {
+            if let Some(token) = self.registrations.token_at(index)
+                && let Some(listener) = self.listener_mut(token)
+                && listener.paused.is_some_and(|at| at <= now || descriptors_freed)
+            {
+                self.make_listener_ready(token);
+            }
+        }
+    }
+
+    /// Stops accepting, for good.
+    pub(crate) fn close_listeners(&mut self) {
+        for index in 0..self.registrations.end() {
+            if let Some(token) = self.registrations.token_at(index)
+                && self.listener_mut(token).is_some()
+                && let Some(Registration::Listener(listener)) = self.registrations.remove(token)
+            {
+                // It is closed in any case; what epoll says of it does not matter.
+                let _: Result<(), Errno> = self.kernel.delete(&listener.fd);
+                drop(listener.fd);
+                match self.kernel.remove_socket_file(&listener.address) {
+                    Ok(()) | Err(Errno::ENOENT) => (),
+                    Err(errno) => log::warn!("cannot remove {}: {}", listener.address, errno.desc()),
+                }
+            }
+        }
+    }
+
+    fn make_listener_ready(&mut self, token: Token) {
+        if let Some(listener) = self.listener_mut(token)
+            && !listener.in_ready
+        {
+            listener.in_ready = true;
+            listener.paused = None;
+            self.ctx.ready.push_back(token.into_registration());
+        }
+    }
+
+    fn listener_mut(&mut self, token: Token) -> Option<&mut Listener<K::Fd>> {
+        match self.registrations.get_mut(token)? {
+            Registration::Listener(listener) => Some(listener),
+            _ => None,
+        }
+    }
+
+    fn listeners(&self) -> impl Iterator<Item = (Token, &Listener<K::Fd>)> {
+        (0..self.registrations.end()).filter_map(|index| {
+            let token = self.registrations.token_at(index)?;
+            match self.registrations.get(token)? {
+                Registration::Listener(listener) => Some((token, listener)),
+                _ => None,
+            }
+        })
+    }
+}

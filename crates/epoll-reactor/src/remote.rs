@@ -1,0 +1,204 @@
+//! The other threads' way in: a bounded queue of typed messages, and one wake for any number of them.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use epoll_sys::{Errno, Kernel, Linux};
+
+/// Sends messages to a reactor from any thread, and asks it to drain. Cheap to clone.
+///
+/// Each send resolves exactly once: accepted, full, or closed. An accepted message reaches
+/// [`on_message`](crate::Handler::on_message) before `run` returns, or is dropped with a reactor that
+/// is dropped before its run has ended. Messages of one thread keep their order.
+pub struct Remote<M, K: Kernel = Linux> {
+    shared: Arc<Shared<M, K::Fd>>,
+}
+
+/// Why a message was not accepted. It is handed back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteError<M> {
+    /// [`Limits::message_queue`](crate::Limits::message_queue) messages are waiting: try again later, or slow down.
+    Full(M),
+    /// The reactor has ended; no message will be accepted again.
+    Closed(M),
+}
+
+/// What the threads and the loop share.
+pub(crate) struct Shared<M, F> {
+    queue: Mutex<Queue<M>>,
+    /// A wake is on its way. Set by the first sender after the loop last looked; the others save the system
+    /// call. The loop clears it *before* it takes the messages, so a message put in after it looked finds the
+    /// flag clear and wakes it again.
+    wake_pending: AtomicBool,
+    drain: AtomicBool,
+    capacity: usize,
+    pub(crate) eventfd: F,
+}
+
+struct Queue<M> {
+    messages: VecDeque<M>,
+    closed: bool,
+}
+
+impl<M, K: Kernel> Remote<M, K> {
+    pub(crate) fn new(eventfd: K::Fd, capacity: usize) -> Self {
+        let queue = Mutex::new(Queue { messages: VecDeque::new(), closed: false });
+        let shared = Shared {
+            queue,
+            wake_pending: AtomicBool::new(false),
+            drain: AtomicBool::new(false),
+            capacity,
+            eventfd,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Hands `message` to the loop.
+    ///
+    /// # Errors
+    /// [`Full`](RemoteError::Full) and [`Closed`](RemoteError::Closed), with the message.
+    pub fn send(&self, message: M) -> Result<(), RemoteError<M>> {
+        {
+            let mut queue = self.shared.lock();
+            if queue.closed {
+                return Err(RemoteError::Closed(message));
+            }
+            if queue.messages.len() >= self.shared.capacity {
+                return Err(RemoteError::Full(message));
+            }
+            queue.messages.push_back(message);
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Asks the loop to drain within [`Limits::drain_grace`](crate::Limits::drain_grace), at once. Asking a
+    /// loop that has ended does nothing.
+    pub fn drain(&self) {
+        self.shared.drain.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if !self.shared.wake_pending.swap(true, Ordering::SeqCst) {
+            // EAGAIN means that the counter is full: the loop has 2^64 - 2 wakes to look at already.
+            let _: Result<(), Errno> = K::notify(&self.shared.eventfd);
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared<M, K::Fd> {
+        &self.shared
+    }
+}
+
+impl<M, F> Shared<M, F> {
+    /// Whether anything has been sent since the last [`take`](Self::take).
+    pub(crate) fn is_wake_pending(&self) -> bool {
+        self.wake_pending.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_drain_requested(&self) -> bool {
+        self.drain.load(Ordering::SeqCst)
+    }
+
+    /// Moves up to `budget` messages to `into`; returns whether more are waiting.
+    pub(crate) fn take(&self, budget: usize, into: &mut VecDeque<M>) -> bool {
+        self.wake_pending.store(false, Ordering::SeqCst);
+        let mut queue = self.lock();
+        if into.is_empty() && queue.messages.len() <= budget {
+            std::mem::swap(&mut queue.messages, into);
+        } else {
+            let count = budget.min(queue.messages.len());
+            into.extend(queue.messages.drain(..count));
+        }
+        !queue.messages.is_empty()
+    }
+
+    /// Accepts no more messages; those accepted before can still be taken.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+    }
+
+    /// A sender that panicked while it held the lock had done nothing by halves: its message is in or not.
+    fn lock(&self) -> MutexGuard<'_, Queue<M>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<M, K: Kernel> Clone for Remote<M, K> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<M, K: Kernel> fmt::Debug for Remote<M, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote").field("capacity", &self.shared.capacity).finish_non_exhaustive()
+    }
+}
+
+impl<M> RemoteError<M> {
+    /// The message that was not accepted.
+    pub fn into_message(self) -> M {
+        match self {
+            Self::Full(message) | Self::Closed(message) => message,
+        }
+    }
+}
+
+impl<M> fmt::Display for RemoteError<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full(_) => "too many messages are waiting for the loop",
+            Self::Closed(_) => "the loop has ended",
+        })
+    }
+}
+
+impl<M: fmt::Debug> std::error::Error for RemoteError<M> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remote(capacity: usize) -> Remote<u32> {
+        let kernel = Linux::new().unwrap();
+        Remote::new(kernel.eventfd().unwrap(), capacity)
+    }
+
+    #[test]
+    fn resolves_each_send_once_and_hands_back_what_it_refuses() {
+        let remote = remote(2);
+        assert_eq!(remote.send(1), Ok(()));
+        assert_eq!(remote.send(2), Ok(()));
+        assert_eq!(remote.send(3), Err(RemoteError::Full(3)));
+        remote.shared().close();
+        assert_eq!(remote.send(4), Err(RemoteError::Closed(4)));
+        let mut taken = VecDeque::new();
+        assert!(!remote.shared().take(10, &mut taken));
+        assert_eq!(taken, [1, 2]);
+    }
+
+    #[test]
+    fn takes_no_more_than_its_budget_and_says_that_more_is_waiting() {
+        let remote = remote(10);
+        (0..5).for_each(|message| remote.send(message).unwrap());
+        let mut taken = VecDeque::new();
+        assert!(remote.shared().take(3, &mut taken));
+        assert_eq!(taken, [0, 1, 2]);
+        assert!(!remote.shared().take(3, &mut taken));
+        assert_eq!(taken, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn many_sends_make_one_wake() {
+        let remote = remote(100);
+        (0..50).for_each(|message| remote.send(message).unwrap());
+        let mut counter = [0; 8];
+        let kernel = Linux::new().unwrap();
+        kernel.read(&remote.shared().eventfd, &mut counter).unwrap();
+        assert_eq!(u64::from_ne_bytes(counter), 1);
+    }
+}

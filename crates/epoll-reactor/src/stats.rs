@@ -1,0 +1,51 @@
+//! Counts of what the loop did. Not a metrics system: numbers to read, from a callback or between turns.
+
+use std::time::Duration;
+
+/// Counts since the reactor was made; each only grows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Events the kernel delivered.
+    pub events: u64,
+    /// Events for something that was closed before they were looked at.
+    pub stale_events: u64,
+    /// Connections accepted and opened.
+    pub accepted: u64,
+    /// Outbound connections made.
+    pub connected: u64,
+    /// Clients accepted only to be closed: over the limit of connections, or out of descriptors.
+    pub shed: u64,
+    /// Times a listener paused for want of descriptors or kernel memory.
+    pub accept_pauses: u64,
+    /// Connections closed.
+    pub closed: u64,
+    /// Bytes read from all connections.
+    pub bytes_received: u64,
+    /// Bytes the kernel took from all connections.
+    pub bytes_sent: u64,
+    /// Sends refused because a connection, or all of them, held too much.
+    pub sends_refused: u64,
+    /// Messages from other threads handed over.
+    pub messages: u64,
+    /// Deadlines that had come when they were looked at.
+    pub timers_fired: u64,
+    /// Callbacks that panicked.
+    pub panics: u64,
+}
+
+/// What a connection had done by the time it was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloseStats {
+    /// Bytes read from it.
+    pub bytes_received: u64,
+    /// Bytes the kernel took. That they arrived, only the peer can tell.
+    pub bytes_sent: u64,
+    /// Bytes that were accepted for sending and never given to the kernel.
+    pub bytes_unsent: u64,
+    /// How long it was open.
+    pub open_for: Duration,
+}
