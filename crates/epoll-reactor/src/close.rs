@@ -5,9 +5,10 @@ use epoll_sys::{Call, Errno, Kernel, Reaction, Timestamp, reaction};
 
 use crate::connection::Phase;
 use crate::handler::{CloseReason, Handler};
-use crate::reactor::{Reactor, Shutdown, guarded};
+use crate::reactor::{Reactor, Shutdown};
 use crate::stats::CloseStats;
 use crate::token::ConnId;
+use crate::turn::guarded;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// Writes what callbacks have sent to other connections than their own: one `writev` each, whatever the
@@ -29,9 +30,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// the peer's own.
     pub(crate) fn end_output(&mut self, id: ConnId) {
         let now = self.ctx.now();
+        let shut = self.send_fin(id);
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
-        let fd = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref());
-        let shut = fd.is_some_and(|fd| self.kernel.shutdown_write(fd).is_ok());
         if connection.eof || !shut {
             self.ctx.kill(id, CloseReason::Local);
             return;
@@ -44,6 +44,12 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         self.ctx.arm(id);
         self.linger(id);
+    }
+
+    /// Says whether the kernel could: it cannot if the peer has reset the connection.
+    pub(crate) fn send_fin(&self, id: ConnId) -> bool {
+        let fd = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref());
+        fd.is_some_and(|fd| self.kernel.shutdown_write(fd).is_ok())
     }
 
     /// Reads and discards, within the budget of a turn and the bounds of lingering.
@@ -93,7 +99,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
             let tail = connection.input.take().map_or(0, |tail| tail.len());
             let unsent = connection.queued();
-            self.ctx.buffered -= tail + unsent;
+            self.ctx.buffered -= tail + unsent + connection.held;
             if let Some(queue) = connection.output.take() {
                 self.ctx.pool.put(queue);
             }
@@ -130,6 +136,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.for_each_connection(|reactor, id| reactor.tell_of_drain(id, deadline));
         }
         if self.forced || deadline <= self.ctx.now() {
+            self.cut_off |= self.ctx.connections.len() > self.ctx.dead.len();
             self.for_each_connection(|reactor, id| reactor.ctx.kill(id, CloseReason::Shutdown));
         }
     }

@@ -38,6 +38,8 @@ pub(crate) struct Connection {
     pub(crate) read_to_end: bool,
     /// The end of the peer's stream has been read.
     pub(crate) eof: bool,
+    /// Our own end of the stream, while reading goes on.
+    pub(crate) fin: Fin,
     /// The handler has paused reading.
     pub(crate) paused: bool,
     /// Output passed the high water mark and is not down to the low one.
@@ -69,8 +71,19 @@ pub(crate) struct Connection {
     pub(crate) armed: Option<Timestamp>,
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
+    /// Bytes the handler holds for it, by its own account.
+    pub(crate) held: usize,
     /// Bytes discarded while lingering.
     pub(crate) discarded: usize,
+}
+
+/// Whether we have ended our side of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fin {
+    No,
+    /// It follows the output that is waiting.
+    Due,
+    Sent,
 }
 
 /// What a deadline that has come asks for.
@@ -101,6 +114,7 @@ impl Connection {
             writable: matches!(phase, Phase::Open),
             read_to_end: false,
             eof: false,
+            fin: Fin::No,
             paused: false,
             above_high_water: false,
             drain_due: false,
@@ -120,6 +134,7 @@ impl Connection {
             armed: None,
             bytes_received: 0,
             bytes_sent: 0,
+            held: 0,
             discarded: 0,
         }
     }
@@ -131,8 +146,12 @@ impl Connection {
     }
 
     /// No close has been asked for.
-    pub(crate) const fn accepts_output(&self) -> bool {
+    pub(crate) const fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Connecting | Phase::Open) && self.reason.is_none()
+    }
+
+    pub(crate) const fn accepts_output(&self) -> bool {
+        self.is_live() && matches!(self.fin, Fin::No)
     }
 
     /// Input may be given to the handler.

@@ -4,11 +4,11 @@
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use epoll_sys::{Address, Timestamp};
 
-use crate::buffer::{OutputQueue, QueuePool};
-use crate::connection::{Connection, Phase};
+use crate::buffer::QueuePool;
+use crate::clock::Clock;
+use crate::connection::{Connection, Fin, Phase};
 use crate::handler::CloseReason;
 use crate::limits::Limits;
 use crate::slab::Slab;
@@ -31,7 +31,8 @@ pub struct Ctx {
     /// Output of `current`, to be sent as one when its callback returns. Empty between callbacks.
     pub(crate) direct: Vec<u8>,
     pub(crate) pool: QueuePool,
-    /// Bytes in all output queues and input tails. Invariant: the sum over the connections.
+    /// Bytes in all output queues and input tails, and those that handlers have accounted for. Invariant: the
+    /// sum over the connections.
     pub(crate) buffered: usize,
     /// Connections and registrations to be served in the next turn without an event from the kernel.
     pub(crate) ready: VecDeque<Token>,
@@ -45,30 +46,6 @@ pub struct Ctx {
     /// When the drain that was asked for must have ended.
     pub(crate) drain_deadline: Option<Timestamp>,
     pub(crate) clock: Clock,
-}
-
-/// What became of a send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "OverLimit and Gone mean that nothing was sent"]
-pub enum SendOutcome<T> {
-    /// It goes out with this turn's output.
-    Sent,
-    /// It goes out as the peer reads; more than the high water mark is waiting, so send less until
-    /// [`on_drain`](crate::Handler::on_drain).
-    Queued,
-    /// It was refused whole, since [`Limits::output`] or [`Limits::memory`] would be passed: here it is. The
-    /// connection is as it was.
-    OverLimit(T),
-    /// The connection is closing or gone: here it is.
-    Gone(T),
-}
-
-impl<T> SendOutcome<T> {
-    /// Whether it was accepted for sending.
-    #[must_use]
-    pub const fn is_accepted(&self) -> bool {
-        matches!(self, Self::Sent | Self::Queued)
-    }
 }
 
 impl Ctx {
@@ -123,54 +100,17 @@ impl Ctx {
         self.connections.len()
     }
 
-    /// Bytes of input and output held for all connections; at most [`Limits::memory`].
+    /// Bytes of input and output held for all connections, those [accounted for](Self::account) among them; at
+    /// most [`Limits::memory`].
     #[must_use]
     pub const fn buffered(&self) -> usize {
         self.buffered
     }
 
-    /// Sends a copy of `data`. Order is kept, whatever kinds of sends are mixed.
-    pub fn send<'data>(&mut self, id: ConnId, data: &'data [u8]) -> SendOutcome<&'data [u8]> {
-        match self.admit(id, data.len(), false) {
-            Ok(admitted) => {
-                if admitted.direct {
-                    self.direct.extend_from_slice(data);
-                } else {
-                    self.enqueue(id, data.len(), |queue| queue.push_copy(data));
-                }
-                admitted.outcome()
-            }
-            Err(Refused::OverLimit) => SendOutcome::OverLimit(data),
-            Err(Refused::Gone) => SendOutcome::Gone(data),
-        }
-    }
-
-    /// Sends `data` without copying it: the same buffer may wait on any number of connections. Each counts
-    /// it in full against its own limit and against [`Limits::memory`].
-    pub fn send_shared(&mut self, id: ConnId, data: Bytes) -> SendOutcome<Bytes> {
-        let length = data.len();
-        match self.admit(id, length, true) {
-            Ok(admitted) => {
-                self.move_direct_to_queue(id);
-                self.enqueue(id, length, |queue| queue.push_shared(data));
-                admitted.outcome()
-            }
-            Err(Refused::OverLimit) => SendOutcome::OverLimit(data),
-            Err(Refused::Gone) => SendOutcome::Gone(data),
-        }
-    }
-
-    /// Bytes sent to `id` that the kernel has not taken yet; 0 if it is gone.
-    #[must_use]
-    pub fn queued(&self, id: ConnId) -> usize {
-        let direct = if self.current == Some(id) { self.direct.len() } else { 0 };
-        self.connections.get(id.0).map_or(0, |connection| connection.queued() + direct)
-    }
-
-    /// Whether `id` is open: sends are accepted, and it may have more to say.
+    /// Whether `id` is open, or on its way to be: nobody has closed it.
     #[must_use]
     pub fn is_open(&self, id: ConnId) -> bool {
-        self.connections.get(id.0).is_some_and(Connection::accepts_output)
+        self.connections.get(id.0).is_some_and(Connection::is_live)
     }
 
     /// The peer's address, as long as the connection is not gone.
@@ -204,7 +144,7 @@ impl Ctx {
     /// way. Input is no longer delivered.
     pub fn close_after_flush(&mut self, id: ConnId) {
         if let Some(connection) = self.connections.get_mut(id.0)
-            && connection.accepts_output()
+            && connection.is_live()
         {
             let reason = if connection.eof { CloseReason::PeerClosed } else { CloseReason::Local };
             if connection.phase == Phase::Connecting {
@@ -214,6 +154,18 @@ impl Ctx {
                 connection.begin_close(reason);
                 self.mark_dirty(id);
             }
+        }
+    }
+
+    /// Ends our side of `id`: a FIN behind everything sent to it. Sends answer `Gone` from now on; input still
+    /// comes, until the peer's own end. The other half of a half-close: for a client that has asked its last
+    /// question.
+    pub fn shut_down_output(&mut self, id: ConnId) {
+        if let Some(connection) = self.connections.get_mut(id.0)
+            && connection.accepts_output()
+        {
+            connection.fin = Fin::Due;
+            self.mark_dirty(id);
         }
     }
 
@@ -248,6 +200,28 @@ impl Ctx {
         }
     }
 
+    /// Gives the handler no more input of `id` until its output is down to the low water mark, and then first
+    /// what was left unconsumed: for a handler that stops because enough answers are waiting.
+    pub fn pause_until_drained(&mut self, id: ConnId) {
+        if self.queued(id) <= self.limits.output_low_water {
+            self.read_again(id);
+        } else if let Some(connection) = self.connections.get_mut(id.0) {
+            connection.above_high_water = true;
+        }
+    }
+
+    /// Counts `bytes` that the handler itself holds for `id` against [`Limits::memory`], instead of the number
+    /// given before. Beyond it the connection is closed with [`MemoryLimit`](CloseReason::MemoryLimit).
+    pub fn account(&mut self, id: ConnId, bytes: usize) {
+        if let Some(connection) = self.connections.get_mut(id.0) {
+            self.buffered = self.buffered - connection.held + bytes;
+            connection.held = bytes;
+            if self.buffered > self.limits.memory {
+                self.kill(id, CloseReason::MemoryLimit);
+            }
+        }
+    }
+
     /// Has [`on_data`](crate::Handler::on_data) called in the next turn with what this callback leaves
     /// unconsumed, even if nothing more arrives: for a handler that stops before its input is used up, to let
     /// others have their turn.
@@ -261,8 +235,9 @@ impl Ctx {
     /// Has [`on_timer`](crate::Handler::on_timer) called for `id` after `delay`, instead of at the time set
     /// before. It may be late by a turn and by the millisecond that epoll_wait(2) rounds to, never early.
     pub fn set_timer(&mut self, id: ConnId, delay: Duration) {
-        let at = self.now() + delay;
-        if let Some(connection) = self.connections.get_mut(id.0) {
+        // Never due in the turn that sets it: one that `on_timer` sets to zero would keep the turn from ending.
+        let at = self.now() + delay.max(Duration::from_nanos(1));
+        if let Some(connection) = self.connections.get_mut(id.0).filter(|connection| connection.is_live()) {
             connection.timer = Some(at);
             self.arm(id);
         }
@@ -279,7 +254,7 @@ impl Ctx {
     /// cleared before: for a message that must be whole by then, however steadily it trickles in.
     pub fn set_read_deadline(&mut self, id: ConnId, delay: Duration) {
         let at = self.now() + delay;
-        if let Some(connection) = self.connections.get_mut(id.0) {
+        if let Some(connection) = self.connections.get_mut(id.0).filter(|connection| connection.is_live()) {
             connection.read_deadline = Some(at);
             self.arm(id);
         }
@@ -287,7 +262,7 @@ impl Ctx {
 
     /// Takes back what [`set_read_deadline`](Self::set_read_deadline) asked for.
     pub fn clear_read_deadline(&mut self, id: ConnId) {
-        if let Some(connection) = self.connections.get_mut(id.0) {
+        if let Some(connection) = self.connections.get_mut(id.0).filter(|connection| connection.is_live()) {
             connection.read_deadline = None;
         }
     }
@@ -309,52 +284,6 @@ impl Ctx {
     #[must_use]
     pub const fn is_draining(&self) -> bool {
         self.drain_deadline.is_some()
-    }
-
-    /// Decides whether `length` bytes may be sent to `id`, and notes what follows from it.
-    fn admit(&mut self, id: ConnId, length: usize, shared: bool) -> Result<Admitted, Refused> {
-        let Some(connection) = self.connections.get_mut(id.0).filter(|it| it.accepts_output()) else {
-            return Err(Refused::Gone);
-        };
-        if length == 0 {
-            return Ok(Admitted { direct: true, above_high_water: connection.above_high_water });
-        }
-        let is_current = self.current == Some(id);
-        let direct = is_current && !shared && connection.output.is_none() && connection.writable;
-        let pending = if is_current { self.direct.len() } else { 0 };
-        let queued = connection.queued().saturating_add(pending).saturating_add(length);
-        let buffered = self.buffered.saturating_add(pending).saturating_add(length);
-        let pieces = connection.output.as_ref().map_or(0, |queue| queue.pieces());
-        if queued > self.limits.output
-            || buffered > self.limits.memory
-            || pieces > self.limits.output / 64 + 64
-        {
-            self.counters.sends_refused += 1;
-            return Err(Refused::OverLimit);
-        }
-        connection.above_high_water |= queued > self.limits.output_high_water;
-        Ok(Admitted { direct, above_high_water: connection.above_high_water })
-    }
-
-    /// Adds to the queue of `id` and sees to it that the queue is flushed this turn.
-    fn enqueue(&mut self, id: ConnId, length: usize, push: impl FnOnce(&mut OutputQueue)) {
-        if let Some(connection) = self.connections.get_mut(id.0)
-            && length > 0
-        {
-            push(connection.output.get_or_insert_with(|| self.pool.take()));
-            self.buffered += length;
-            self.mark_dirty(id);
-        }
-    }
-
-    /// Keeps the order of output when `id` has some in `direct` and more goes to its queue.
-    pub(crate) fn move_direct_to_queue(&mut self, id: ConnId) {
-        if self.current == Some(id) && !self.direct.is_empty() {
-            let direct = std::mem::take(&mut self.direct);
-            self.enqueue(id, direct.len(), |queue| queue.push_copy(&direct));
-            self.direct = direct;
-            self.direct.clear();
-        }
     }
 
     pub(crate) fn mark_dirty(&mut self, id: ConnId) {
@@ -399,49 +328,5 @@ impl Ctx {
                 connections.get(id.0).is_some_and(|connection| connection.armed == Some(at))
             });
         }
-    }
-}
-
-/// A send that is accepted: into the turn's own buffer or the connection's queue.
-struct Admitted {
-    direct: bool,
-    above_high_water: bool,
-}
-
-impl Admitted {
-    const fn outcome<T>(self) -> SendOutcome<T> {
-        if self.above_high_water { SendOutcome::Queued } else { SendOutcome::Sent }
-    }
-}
-
-enum Refused {
-    OverLimit,
-    Gone,
-}
-
-/// The two clocks, as of the last reading.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock {
-    pub(crate) now: Timestamp,
-    wall: SystemTime,
-    wall_read: Timestamp,
-}
-
-impl Clock {
-    pub(crate) const fn new(now: Timestamp, wall: SystemTime) -> Self {
-        Self { now, wall, wall_read: now }
-    }
-
-    /// Moves on to `now`; reads the wall clock through `read_wall` only once a second.
-    pub(crate) fn advance(&mut self, now: Timestamp, read_wall: impl FnOnce() -> SystemTime) {
-        self.now = self.now.max(now);
-        if self.now - self.wall_read >= Duration::from_secs(1) {
-            self.wall = read_wall();
-            self.wall_read = self.now;
-        }
-    }
-
-    fn wall(&self) -> SystemTime {
-        self.wall + (self.now - self.wall_read)
     }
 }

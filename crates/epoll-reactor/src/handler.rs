@@ -127,7 +127,8 @@ pub enum CloseReason {
     WriteStalled,
     /// An unfinished message reached [`Limits::input`](crate::Limits::input).
     InputLimit,
-    /// An unfinished message would have passed [`Limits::memory`](crate::Limits::memory).
+    /// An unfinished message, or what the handler [accounted for](Ctx::account), passed
+    /// [`Limits::memory`](crate::Limits::memory).
     MemoryLimit,
     /// The loop drained, and its grace had passed or a second signal came.
     Shutdown,

@@ -56,12 +56,16 @@
 #![forbid(unsafe_code)]
 
 mod buffer;
+mod clock;
 mod close;
+mod connect;
 mod connection;
 mod ctx;
+mod flush;
 mod handler;
 mod limits;
 mod listener;
+mod output;
 mod reactor;
 mod remote;
 mod serve;
@@ -70,17 +74,20 @@ mod slab;
 mod stats;
 mod timers;
 mod token;
+mod turn;
 
-pub use ctx::{Ctx, SendOutcome};
+pub use ctx::Ctx;
 pub use epoll_sys::{
     Address, ConnectProgress, Errno, Event, Events, Interest, Kernel, Linux, ListenOptions, OpenFileLimit,
     Readiness, Signal, Timestamp, block_signals, raise_open_file_limit,
 };
 pub use handler::{CloseReason, Handler, Source};
 pub use limits::{Limits, LimitsError, PanicPolicy};
-pub use reactor::{Reactor, Stopped, Turn};
+pub use output::SendOutcome;
+pub use reactor::{Reactor, Stopped};
 pub use remote::{Remote, RemoteError};
 pub use server::{EpollServer, EventHandler, HandlerAction, ShutdownSignal, TcpStream};
 pub use slab::ConnMap;
 pub use stats::{CloseStats, Counters};
 pub use token::{ConnId, ListenerId, SourceId};
+pub use turn::Turn;

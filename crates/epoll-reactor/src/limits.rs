@@ -70,7 +70,8 @@ pub enum PanicPolicy {
     /// It is logged, closes the connection it was for, if any, and the loop goes on with the handler as the
     /// panic left it. Only where panics unwind: with `panic = "abort"` the process ends.
     CloseConnection,
-    /// It goes on up through `run`, to whoever called it.
+    /// It goes on up through `run`, to whoever called it. The turn it came from was not finished, so the reactor
+    /// can only be dropped; further turns are errors.
     Propagate,
 }
 

@@ -1,29 +1,20 @@
-//! The loop: what it owns, and the turn, phase by phase. What happens to one connection is in `serve.rs`, to a
-//! listener in `listener.rs`, at the end of a life in `close.rs`.
+//! The loop: what it owns, how it is set up, and how it runs. A turn of it is in `turn.rs`.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
-use epoll_sys::{
-    Address, Call, Errno, Events, Interest, Kernel, Linux, ListenOptions, Reaction, Signal, Timestamp,
-    reaction,
-};
+use epoll_sys::{Address, Errno, Events, Interest, Kernel, Linux, ListenOptions, Signal, Timestamp};
 
-use crate::connection::Due;
-use crate::ctx::{Clock, Ctx};
-use crate::handler::{Handler, Source, SourceCalls};
-use crate::limits::{Limits, PanicPolicy};
+use crate::clock::Clock;
+use crate::ctx::Ctx;
+use crate::handler::Handler;
+use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::remote::Remote;
 use crate::slab::Slab;
-use crate::token::{ConnId, ListenerId, SourceId, Token};
-
-/// Room for this many events to begin with, and at most.
-const EVENTS: (usize, usize) = (256, 16 * 1024);
+use crate::token::{ListenerId, SourceId, Token};
+use crate::turn::{EVENTS, Turn};
 
 /// An event loop with its connections, listeners and handler. It belongs to one thread.
 ///
@@ -42,13 +33,17 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) shutdown: Shutdown,
     /// A second signal has come: no more grace.
     pub(crate) forced: bool,
-    events: Events,
-    remote: Remote<H::Message, K>,
+    /// The end of the grace has closed connections.
+    pub(crate) cut_off: bool,
+    /// A turn has begun and not ended.
+    pub(crate) in_turn: bool,
+    pub(crate) events: Events,
+    pub(crate) remote: Remote<H::Message, K>,
     /// Empty between turns; kept for its room.
-    inbox: VecDeque<H::Message>,
+    pub(crate) inbox: VecDeque<H::Message>,
     /// More than the budget of messages was waiting.
-    more_messages: bool,
-    next_tick: Option<Timestamp>,
+    pub(crate) more_messages: bool,
+    pub(crate) next_tick: Option<Timestamp>,
 }
 
 /// What the loop keeps of a connection out of reach of [`Ctx`].
@@ -85,15 +80,6 @@ pub enum Stopped {
     Forced,
 }
 
-/// What a [`turn`](Reactor::turn) came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// There is more to come.
-    Continue,
-    /// The reactor has drained; further turns do nothing.
-    Stopped(Stopped),
-}
-
 impl<H: Handler> Reactor<H> {
     /// A loop on the real kernel.
     ///
@@ -125,6 +111,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             registrations,
             shutdown: Shutdown::No,
             forced: false,
+            cut_off: false,
+            in_turn: false,
             events: Events::with_capacity(EVENTS.0),
             remote,
             inbox: VecDeque::new(),
@@ -207,224 +195,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
-    /// One turn: waits until something happens, a deadline comes or `max_wait` has passed, and deals with
-    /// all of it. A signal that interrupts the wait makes a turn without events, and the next one waits for
-    /// the time that is left.
-    ///
-    /// # Errors
-    /// As for [`run`](Self::run).
-    pub fn turn(&mut self, max_wait: Option<Duration>) -> io::Result<Turn> {
-        if let Shutdown::Done(stopped) = self.shutdown {
-            return Ok(Turn::Stopped(stopped));
-        }
-        self.wait(max_wait)?;
-        self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
-        self.ctx.counters.turns += 1;
-        self.dispatch()?;
-        self.deliver_messages();
-        self.fire_timers();
-        self.drain_step();
-        self.carry_out_requests();
-        self.flush_dirty();
-        self.reap();
-        Ok(self.finish_turn())
-    }
-
-    fn wait(&mut self, max_wait: Option<Duration>) -> io::Result<()> {
-        let timeout = self.timeout(max_wait);
-        match self.kernel.wait(&mut self.events, timeout) {
-            Err(errno) if reaction(Call::Wait, errno) == Reaction::EndLoop => Err(errno.into()),
-            Ok(()) | Err(_) => Ok(()),
-        }
-    }
-
-    /// How long nothing can happen but by an event.
-    fn timeout(&self, max_wait: Option<Duration>) -> Option<Duration> {
-        let ctx = &self.ctx;
-        let busy = !ctx.ready.is_empty()
-            || !ctx.dirty.is_empty()
-            || !ctx.dead.is_empty()
-            || !ctx.to_connect.is_empty()
-            || self.more_messages
-            || (ctx.is_draining() && self.shutdown == Shutdown::No);
-        if busy {
-            return Some(Duration::ZERO);
-        }
-        let retry = self.accept_retry();
-        let deadline =
-            [ctx.timers.next(), self.next_tick, retry, ctx.drain_deadline].into_iter().flatten().min();
-        let until_deadline = deadline.map(|at| at - ctx.now());
-        [until_deadline, max_wait].into_iter().flatten().min()
-    }
-
-    /// Serves what the kernel reports, and what was left ready by earlier turns, each connection at most
-    /// once.
-    fn dispatch(&mut self) -> io::Result<()> {
-        let left_over = self.ctx.ready.len();
-        for position in 0..self.events.len() {
-            let Some(event) = self.events.get(position) else { break };
-            self.ctx.counters.events += 1;
-            let token = Token::from_u64(event.token);
-            match token.registration() {
-                None => self.on_event(ConnId(token), event.readiness),
-                Some(registration) => self.on_registration(registration, event.readiness)?,
-            }
-        }
-        self.events.grow_if_full(EVENTS.1);
-        for _ in 0..left_over {
-            let Some(token) = self.ctx.ready.pop_front() else { break };
-            match token.registration() {
-                None => self.serve_ready(ConnId(token)),
-                Some(registration) => self.accept_ready(registration)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn on_registration(&mut self, token: Token, readiness: epoll_sys::Readiness) -> io::Result<()> {
-        match self.registrations.get_mut(token) {
-            None => self.ctx.counters.stale_events += 1,
-            // The messages have a phase of their own.
-            Some(Registration::Waker) => (),
-            Some(Registration::Listener(listener)) => {
-                if listener.note_edge() {
-                    self.accept_ready(token)?;
-                }
-            }
-            Some(Registration::Signals(fd)) => {
-                while let Ok(Some(signal)) = self.kernel.read_signal(fd) {
-                    if self.ctx.is_draining() {
-                        log::warn!("second signal ({signal:?}): closing all connections");
-                        self.forced = true;
-                    } else {
-                        log::info!("{signal:?}: draining for up to {:?}", self.ctx.limits.drain_grace);
-                        self.ctx.drain(self.ctx.limits.drain_grace);
-                    }
-                }
-            }
-            Some(Registration::Source(fd)) => {
-                let calls = Lent { kernel: &self.kernel, fd };
-                let (handler, ctx) = (&mut self.handler, &mut self.ctx);
-                guarded(ctx, |ctx| handler.on_ready(ctx, SourceId(token), &Source::new(&calls), readiness));
-            }
-        }
-        Ok(())
-    }
-
-    fn deliver_messages(&mut self) {
-        if self.remote.shared().is_drain_requested() && !self.ctx.is_draining() {
-            self.ctx.drain(self.ctx.limits.drain_grace);
-        }
-        let budget = self.ctx.limits.message_budget;
-        if self.remote.shared().is_wake_pending() || self.more_messages {
-            self.take_messages(budget);
-        }
-    }
-
-    /// Hands over up to `budget` messages.
-    fn take_messages(&mut self, budget: usize) {
-        self.more_messages = self.remote.shared().take(budget, &mut self.inbox);
-        while let Some(message) = self.inbox.pop_front() {
-            self.ctx.counters.messages += 1;
-            let handler = &mut self.handler;
-            guarded(&mut self.ctx, |ctx| handler.on_message(ctx, message));
-        }
-    }
-
-    fn fire_timers(&mut self) {
-        let now = self.ctx.now();
-        while let Some((at, id)) = self.ctx.timers.pop_due(now) {
-            self.check_deadline(at, id);
-        }
-        if let Some(period) = self.ctx.limits.tick
-            && self.next_tick.is_some_and(|at| at <= now)
-        {
-            self.next_tick = Some(now + period);
-            let handler = &mut self.handler;
-            guarded(&mut self.ctx, |ctx| handler.on_tick(ctx));
-        }
-    }
-
-    /// An entry of the heap has come up: finds out what the connection says of it now.
-    fn check_deadline(&mut self, at: Timestamp, id: ConnId) {
-        let now = self.ctx.now();
-        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
-        if connection.armed != Some(at) {
-            return;
-        }
-        connection.armed = None;
-        match connection.due(&self.ctx.limits, now) {
-            Due::Nothing => (),
-            Due::Timer => {
-                connection.timer = None;
-                self.ctx.counters.timers_fired += 1;
-                self.callback(id, |handler, ctx, state| handler.on_timer(ctx, id, state));
-            }
-            Due::Close(reason) => {
-                self.ctx.counters.timers_fired += 1;
-                self.ctx.kill(id, reason);
-            }
-        }
-        self.ctx.arm(id);
-    }
-
-    /// Outbound connections and descriptors to let go of, as callbacks have asked.
-    fn carry_out_requests(&mut self) {
-        for id in std::mem::take(&mut self.ctx.to_connect) {
-            self.start_connect(id);
-        }
-        for id in std::mem::take(&mut self.ctx.to_unwatch) {
-            if let Some(Registration::Source(_)) = self.registrations.get(id.0)
-                && let Some(Registration::Source(fd)) = self.registrations.remove(id.0)
-            {
-                // The descriptor is given up; whatever the kernel says of it does not matter.
-                let _: Result<(), Errno> = self.kernel.delete(&fd);
-            }
-        }
-    }
-
-    fn finish_turn(&mut self) -> Turn {
-        if self.shutdown == Shutdown::No || self.ctx.connections.len() > 0 {
-            return Turn::Continue;
-        }
-        // Every message that was accepted is delivered, though all it can do is count.
-        self.remote.shared().close();
-        self.take_messages(usize::MAX);
-        let past_deadline = self.ctx.drain_deadline.is_some_and(|deadline| deadline <= self.ctx.now());
-        let stopped = if self.forced {
-            Stopped::Forced
-        } else if past_deadline {
-            Stopped::DeadlinePassed
-        } else {
-            Stopped::Drained
-        };
-        self.shutdown = Shutdown::Done(stopped);
-        Turn::Stopped(stopped)
-    }
-
-    /// Calls the handler for `id` and sends what it has to say to that connection. `None` if it panicked or
-    /// the connection is gone.
-    pub(crate) fn callback<R>(
-        &mut self,
-        id: ConnId,
-        call: impl FnOnce(&mut H, &mut Ctx, &mut H::Conn) -> R,
-    ) -> Option<R> {
-        let side = self.sides.get_mut(id.index())?.as_mut()?;
-        self.ctx.current = Some(id);
-        // Something is left in it only if a panic went through here, by policy.
-        self.ctx.direct.clear();
-        let (handler, state) = (&mut self.handler, &mut side.state);
-        let result = guarded(&mut self.ctx, |ctx| call(handler, ctx, state));
-        if result.is_some() {
-            self.send_direct(id);
-        } else {
-            self.ctx.direct.clear();
-            self.ctx.kill(id, crate::CloseReason::HandlerPanicked);
-        }
-        self.ctx.current = None;
-        result
-    }
-
     fn register(&mut self, registration: Registration<K::Fd>, interest: Interest) -> Result<Token, Errno> {
         let token = self.registrations.insert(registration).ok_or(Errno::ENOMEM)?;
         let fd = match self.registrations.get(token) {
@@ -442,45 +212,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
 fn insert<F>(registrations: &mut Slab<Registration<F>>, registration: Registration<F>) -> io::Result<Token> {
     registrations.insert(registration).ok_or_else(|| Errno::ENOMEM.into())
-}
-
-/// Runs a callback under the [`PanicPolicy`]; `None` if it panicked.
-pub(crate) fn guarded<R>(ctx: &mut Ctx, call: impl FnOnce(&mut Ctx) -> R) -> Option<R> {
-    if ctx.limits.panics == PanicPolicy::Propagate {
-        return Some(call(ctx));
-    }
-    // What a panic leaves half done is the handler's own state, which the policy says it must live with;
-    // each method of `Ctx` leaves the context whole.
-    match catch_unwind(AssertUnwindSafe(|| call(ctx))) {
-        Ok(result) => Some(result),
-        Err(_) => {
-            ctx.counters.panics += 1;
-            match ctx.current {
-                Some(id) => log::error!("a callback for connection {id} panicked; closing it"),
-                None => log::error!("a callback panicked"),
-            }
-            None
-        }
-    }
-}
-
-struct Lent<'fd, K: Kernel> {
-    kernel: &'fd K,
-    fd: &'fd K::Fd,
-}
-
-impl<K: Kernel> SourceCalls for Lent<'_, K> {
-    fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        self.kernel.read(self.fd, buffer)
-    }
-
-    fn write(&self, data: &[u8]) -> Result<usize, Errno> {
-        self.kernel.write(self.fd, data)
-    }
-
-    fn as_raw(&self) -> Option<BorrowedFd<'_>> {
-        self.kernel.as_raw(self.fd)
-    }
 }
 
 impl<H: Handler, K: Kernel> Drop for Reactor<H, K> {

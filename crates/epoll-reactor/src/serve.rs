@@ -1,18 +1,12 @@
-//! One connection's turn: what an event, or the ready list, has it do. The read step, the flush step, and the
-//! start of outbound connections.
+//! One connection's turn: what an event, or the ready list, has it do; and the read step. Writing is in `flush.rs`.
 
-use std::io::IoSlice;
+use epoll_sys::{Call, Errno, Kernel, Reaction, Readiness, reaction};
 
-use epoll_sys::{Call, ConnectProgress, Errno, Interest, Kernel, Reaction, Readiness, reaction};
-
-use crate::buffer::{InputTail, PIECES_PER_WRITE};
+use crate::buffer::InputTail;
 use crate::connection::Phase;
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::{Reactor, Side};
 use crate::token::ConnId;
-
-/// The buffer for a callback's own output shrinks back to this when a large answer has made it grow.
-const DIRECT_KEPT: usize = 256 * 1024;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// The kernel has something to say about `id`.
@@ -88,8 +82,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     fn read(&mut self, id: ConnId) {
         // Taken so that `input` can lie in it while the handler has the rest of the loop.
         let mut buffer = std::mem::take(&mut self.read_buffer);
-        // It is missing if a panic went through here before, by policy.
-        buffer.resize(self.ctx.limits.read_buffer, 0);
         let mut budget = self.ctx.limits.read_budget;
         while let Some(connection) = self.ctx.connections.get_mut(id.0)
             && connection.may_read()
@@ -222,162 +214,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
-    /// Sends what a callback has said to its own connection; what the kernel refuses goes to the queue.
-    pub(crate) fn send_direct(&mut self, id: ConnId) {
-        if self.ctx.direct.is_empty() {
-            return;
-        }
-        let direct = std::mem::take(&mut self.ctx.direct);
-        let open = self.ctx.connections.get(id.0).is_some_and(|connection| connection.phase != Phase::Dead);
-        let written = if open { self.write(id, &[IoSlice::new(&direct)]) } else { 0 };
-        self.ctx.direct = direct;
-        self.ctx.direct.drain(..written);
-        self.ctx.move_direct_to_queue(id);
-        self.ctx.direct.shrink_to(DIRECT_KEPT);
-        self.note_progress(id, written);
-    }
-
-    /// Sends what is queued for `id`, as far as the kernel takes it; a connection that was closing and has
-    /// nothing left goes on to its end.
-    pub(crate) fn flush(&mut self, id: ConnId) {
-        while let Some(connection) = self.ctx.connections.get_mut(id.0)
-            && connection.writable
-            && matches!(connection.phase, Phase::Open | Phase::Flushing)
-            && let Some(mut queue) = connection.output.take()
-        {
-            let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
-            let count = queue.gather(&mut pieces);
-            let written = self.write(id, pieces.get(..count).unwrap_or_default());
-            queue.advance(written);
-            self.ctx.buffered -= written;
-            match self.ctx.connections.get_mut(id.0) {
-                Some(connection) if queue.len() > 0 => connection.output = Some(queue),
-                _ => self.ctx.pool.put(queue),
-            }
-            self.note_progress(id, written);
-        }
-        if let Some(connection) = self.ctx.connections.get(id.0)
-            && connection.phase == Phase::Flushing
-            && connection.output.is_none()
-        {
-            self.end_output(id);
-        }
-    }
-
-    /// One write that is not interrupted; returns how much was taken, and notes when that is not all.
-    fn write(&mut self, id: ConnId, pieces: &[IoSlice<'_>]) -> usize {
-        let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
-            return 0;
-        };
-        let result = loop {
-            let result = match pieces {
-                [piece] => self.kernel.send(fd, piece),
-                pieces => self.kernel.writev(fd, pieces),
-            };
-            match result {
-                Err(errno) if reaction(Call::Send, errno) == Reaction::Retry => (),
-                result => break result,
-            }
-        };
-        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return 0 };
-        match result {
-            Ok(written) => {
-                // Short of all of it means full: an edge comes when there is room.
-                connection.writable = written == pieces.iter().map(|piece| piece.len()).sum();
-                written
-            }
-            Err(errno) if reaction(Call::Send, errno) == Reaction::WaitForEdge => {
-                connection.writable = false;
-                0
-            }
-            Err(errno) => {
-                self.fail(id, errno);
-                0
-            }
-        }
-    }
-
-    /// What follows from the kernel having taken `written` bytes: counts, the write-stall clock, and, once
-    /// the queue is down to the low water mark, reading and `on_drain`.
-    fn note_progress(&mut self, id: ConnId, written: usize) {
-        let now = self.ctx.now();
-        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
-        self.ctx.counters.bytes_sent += written as u64;
-        connection.bytes_sent += written as u64;
-        if written > 0 {
-            connection.active = now;
-        }
-        let queued = connection.queued();
-        if queued == 0 {
-            connection.write_blocked = None;
-        } else if written > 0 || connection.write_blocked.is_none() {
-            connection.write_blocked = Some(now);
-            self.ctx.arm(id);
-        }
-        if let Some(connection) = self.ctx.connections.get_mut(id.0)
-            && connection.above_high_water
-            && queued <= self.ctx.limits.output_low_water
-        {
-            connection.above_high_water = false;
-            connection.drain_due = true;
-            // What the handler leaves unconsumed, or has yet to leave if its callback is returning.
-            connection.again = true;
-            self.ctx.make_ready(id);
-        }
-    }
-
-    /// An outbound connection that a callback asked for.
-    pub(crate) fn start_connect(&mut self, id: ConnId) {
-        let Some(connection) = self.ctx.connections.get(id.0) else { return };
-        if connection.phase != Phase::Connecting {
-            return;
-        }
-        let started = self.kernel.connect(&connection.peer);
-        let (fd, progress) = match started {
-            Ok((fd, progress)) => (Some(fd), Ok(progress)),
-            Err(errno) => (None, Err(errno)),
-        };
-        let added = match &fd {
-            Some(fd) => self.kernel.add(fd, Interest::Stream, id.as_u64()),
-            None => Ok(()),
-        };
-        self.put_side(id, Side { fd, state: H::Conn::default() });
-        self.ctx.arm(id);
-        match added.and(progress) {
-            Ok(ConnectProgress::InProgress) => (),
-            Ok(ConnectProgress::Connected) => self.opened_outbound(id),
-            Err(errno) => self.ctx.kill(id, CloseReason::ConnectFailed(errno)),
-        }
-    }
-
-    /// A connecting socket has become writable: it is decided.
-    fn finish_connect(&mut self, id: ConnId) {
-        match self.take_error(id) {
-            None => self.opened_outbound(id),
-            Some(errno) => self.ctx.kill(id, CloseReason::ConnectFailed(errno)),
-        }
-    }
-
-    fn opened_outbound(&mut self, id: ConnId) {
-        let now = self.ctx.now();
-        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
-        connection.writable = true;
-        connection.active = now;
-        if connection.output.is_some() {
-            connection.write_blocked = Some(now);
-        }
-        if connection.reason.is_some() {
-            // Closed before it opened: what was sent to it is still delivered.
-            connection.phase = Phase::Flushing;
-            self.ctx.mark_dirty(id);
-            return;
-        }
-        connection.phase = Phase::Open;
-        self.ctx.counters.connected += 1;
-        self.call_on_open(id);
-        self.ctx.mark_dirty(id);
-    }
-
     pub(crate) fn call_on_open(&mut self, id: ConnId) {
         self.callback(id, |handler, ctx, state| handler.on_open(ctx, id, state));
         self.ctx.arm(id);
@@ -397,11 +233,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         if let Some(errno) = self.take_error(id) {
             self.fail(id, errno);
         }
-    }
-
-    fn take_error(&self, id: ConnId) -> Option<Errno> {
-        let fd = self.sides.get(id.index())?.as_ref()?.fd.as_ref()?;
-        self.kernel.take_error(fd).unwrap_or_else(Some)
     }
 
     /// The kernel has ended the connection.

@@ -9,14 +9,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use epoll_sys::{Address, ListenOptions};
 
-use crate::ctx::{Ctx, SendOutcome};
+use crate::ctx::Ctx;
 use crate::handler::{CloseReason, Handler};
 use crate::limits::Limits;
-use crate::reactor::{Reactor, Turn};
+use crate::output::SendOutcome;
+use crate::reactor::Reactor;
 use crate::remote::Remote;
 use crate::slab::ConnMap;
 use crate::stats::CloseStats;
 use crate::token::ConnId;
+use crate::turn::Turn;
 
 /// A server's behaviour in four callbacks. A client is a number, unique for as long as the server lives.
 ///
@@ -259,9 +261,12 @@ impl<H: EventHandler> Handler for Clients<H> {
 
     fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut (), input: &[u8]) -> usize {
         let mut rest = input;
-        // With more than the high water mark of answers waiting, the remaining messages wait as well: the
-        // loop comes back with them when the client has read some.
-        while !rest.is_empty() && ctx.is_open(id) && ctx.queued(id) <= ctx.limits().output_high_water {
+        while !rest.is_empty() && ctx.is_open(id) {
+            if ctx.queued(id) > ctx.limits().output_high_water {
+                // Enough answers are waiting; the other messages wait as well.
+                ctx.pause_until_drained(id);
+                break;
+            }
             let Some(length) = self.handler.message_len(rest) else { break };
             let (message, behind) = rest.split_at(length.clamp(1, rest.len()));
             match self.handler.on_message(id.as_u64(), message) {

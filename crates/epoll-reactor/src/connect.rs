@@ -1,0 +1,67 @@
+//! Outbound connections, until they are open and like any other.
+
+use epoll_sys::{ConnectProgress, Errno, Interest, Kernel};
+
+use crate::connection::Phase;
+use crate::handler::{CloseReason, Handler};
+use crate::reactor::{Reactor, Side};
+use crate::token::ConnId;
+
+impl<H: Handler, K: Kernel> Reactor<H, K> {
+    /// An outbound connection that a callback asked for.
+    pub(crate) fn start_connect(&mut self, id: ConnId) {
+        let Some(connection) = self.ctx.connections.get(id.0) else { return };
+        if connection.phase != Phase::Connecting {
+            return;
+        }
+        let started = self.kernel.connect(&connection.peer);
+        let (fd, progress) = match started {
+            Ok((fd, progress)) => (Some(fd), Ok(progress)),
+            Err(errno) => (None, Err(errno)),
+        };
+        let added = match &fd {
+            Some(fd) => self.kernel.add(fd, Interest::Stream, id.as_u64()),
+            None => Ok(()),
+        };
+        self.put_side(id, Side { fd, state: H::Conn::default() });
+        self.ctx.arm(id);
+        match added.and(progress) {
+            Ok(ConnectProgress::InProgress) => (),
+            Ok(ConnectProgress::Connected) => self.opened_outbound(id),
+            Err(errno) => self.ctx.kill(id, CloseReason::ConnectFailed(errno)),
+        }
+    }
+
+    /// A connecting socket has become writable: it is decided.
+    pub(crate) fn finish_connect(&mut self, id: ConnId) {
+        match self.take_error(id) {
+            None => self.opened_outbound(id),
+            Some(errno) => self.ctx.kill(id, CloseReason::ConnectFailed(errno)),
+        }
+    }
+
+    fn opened_outbound(&mut self, id: ConnId) {
+        let now = self.ctx.now();
+        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
+        connection.writable = true;
+        connection.active = now;
+        if connection.output.is_some() {
+            connection.write_blocked = Some(now);
+        }
+        if connection.reason.is_some() {
+            // Closed before it opened: what was sent to it is still delivered.
+            connection.phase = Phase::Flushing;
+            self.ctx.mark_dirty(id);
+            return;
+        }
+        connection.phase = Phase::Open;
+        self.ctx.counters.connected += 1;
+        self.call_on_open(id);
+        self.ctx.mark_dirty(id);
+    }
+
+    pub(crate) fn take_error(&self, id: ConnId) -> Option<Errno> {
+        let fd = self.sides.get(id.index())?.as_ref()?.fd.as_ref()?;
+        self.kernel.take_error(fd).unwrap_or_else(Some)
+    }
+}

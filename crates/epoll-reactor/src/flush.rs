@@ -1,0 +1,127 @@
+//! The write step: what a callback has said to its own connection, and what waits in queues.
+
+use std::io::IoSlice;
+
+use epoll_sys::{Call, Kernel, Reaction, reaction};
+
+use crate::buffer::PIECES_PER_WRITE;
+use crate::connection::{Fin, Phase};
+use crate::handler::Handler;
+use crate::reactor::Reactor;
+use crate::token::ConnId;
+
+/// The buffer for a callback's own output shrinks back to this when a large answer has made it grow.
+const DIRECT_KEPT: usize = 256 * 1024;
+
+impl<H: Handler, K: Kernel> Reactor<H, K> {
+    /// Sends what a callback has said to its own connection; what the kernel refuses goes to the queue.
+    pub(crate) fn send_direct(&mut self, id: ConnId) {
+        if self.ctx.direct.is_empty() {
+            return;
+        }
+        let direct = std::mem::take(&mut self.ctx.direct);
+        let open = self.ctx.connections.get(id.0).is_some_and(|connection| connection.phase != Phase::Dead);
+        let written = if open { self.write(id, &[IoSlice::new(&direct)]) } else { 0 };
+        self.ctx.direct = direct;
+        self.ctx.direct.drain(..written);
+        self.ctx.move_direct_to_queue(id);
+        self.ctx.direct.shrink_to(DIRECT_KEPT);
+        self.note_progress(id, written);
+    }
+
+    /// Sends what is queued for `id`, as far as the kernel takes it; a connection that was closing and has
+    /// nothing left goes on to its end.
+    pub(crate) fn flush(&mut self, id: ConnId) {
+        while let Some(connection) = self.ctx.connections.get_mut(id.0)
+            && connection.writable
+            && matches!(connection.phase, Phase::Open | Phase::Flushing)
+            && let Some(mut queue) = connection.output.take()
+        {
+            let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
+            let count = queue.gather(&mut pieces);
+            let written = self.write(id, pieces.get(..count).unwrap_or_default());
+            queue.advance(written);
+            self.ctx.buffered -= written;
+            match self.ctx.connections.get_mut(id.0) {
+                Some(connection) if queue.len() > 0 => connection.output = Some(queue),
+                _ => self.ctx.pool.put(queue),
+            }
+            self.note_progress(id, written);
+        }
+        if let Some(connection) = self.ctx.connections.get_mut(id.0)
+            && connection.output.is_none()
+        {
+            match connection.phase {
+                Phase::Open if connection.fin == Fin::Due => {
+                    connection.fin = Fin::Sent;
+                    // That it cannot be sent, the next read will explain.
+                    let _: bool = self.send_fin(id);
+                }
+                Phase::Flushing => self.end_output(id),
+                _ => (),
+            }
+        }
+    }
+
+    /// One write that is not interrupted; returns how much was taken, and notes when that is not all.
+    fn write(&mut self, id: ConnId, pieces: &[IoSlice<'_>]) -> usize {
+        let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
+            return 0;
+        };
+        let result = loop {
+            let result = match pieces {
+                [piece] => self.kernel.send(fd, piece),
+                pieces => self.kernel.writev(fd, pieces),
+            };
+            match result {
+                Err(errno) if reaction(Call::Send, errno) == Reaction::Retry => (),
+                result => break result,
+            }
+        };
+        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return 0 };
+        match result {
+            Ok(written) => {
+                // Short of all of it means full: an edge comes when there is room.
+                connection.writable = written == pieces.iter().map(|piece| piece.len()).sum();
+                written
+            }
+            Err(errno) if reaction(Call::Send, errno) == Reaction::WaitForEdge => {
+                connection.writable = false;
+                0
+            }
+            Err(errno) => {
+                self.fail(id, errno);
+                0
+            }
+        }
+    }
+
+    /// What follows from the kernel having taken `written` bytes: counts, the write-stall clock, and, once
+    /// the queue is down to the low water mark, reading and `on_drain`.
+    fn note_progress(&mut self, id: ConnId, written: usize) {
+        let now = self.ctx.now();
+        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
+        self.ctx.counters.bytes_sent += written as u64;
+        connection.bytes_sent += written as u64;
+        if written > 0 {
+            connection.active = now;
+        }
+        let queued = connection.queued();
+        if queued == 0 {
+            connection.write_blocked = None;
+        } else if written > 0 || connection.write_blocked.is_none() {
+            connection.write_blocked = Some(now);
+            self.ctx.arm(id);
+        }
+        if let Some(connection) = self.ctx.connections.get_mut(id.0)
+            && connection.above_high_water
+            && queued <= self.ctx.limits.output_low_water
+        {
+            connection.above_high_water = false;
+            connection.drain_due = true;
+            // What the handler leaves unconsumed, or has yet to leave if its callback is returning.
+            connection.again = true;
+            self.ctx.make_ready(id);
+        }
+    }
+}

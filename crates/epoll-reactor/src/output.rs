@@ -1,0 +1,135 @@
+//! Sending, as a callback sees it: what is accepted, what is refused, and where it waits. The writing itself is in
+//! `flush.rs`.
+
+use bytes::Bytes;
+
+use crate::buffer::OutputQueue;
+use crate::ctx::Ctx;
+use crate::token::ConnId;
+
+/// What became of a send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "OverLimit and Gone mean that nothing was sent"]
+pub enum SendOutcome<T> {
+    /// It goes out with this turn's output.
+    Sent,
+    /// It goes out as the peer reads; more than the high water mark is waiting, so send less until
+    /// [`on_drain`](crate::Handler::on_drain).
+    Queued,
+    /// It was refused whole, since [`Limits::output`] or [`Limits::memory`] would be passed: here it is. The
+    /// connection is as it was.
+    OverLimit(T),
+    /// The connection is closing or gone: here it is.
+    Gone(T),
+}
+
+impl<T> SendOutcome<T> {
+    /// Whether it was accepted for sending.
+    #[must_use]
+    pub const fn is_accepted(&self) -> bool {
+        matches!(self, Self::Sent | Self::Queued)
+    }
+}
+
+impl Ctx {
+    /// Sends a copy of `data`. Order is kept, whatever kinds of sends are mixed.
+    pub fn send<'data>(&mut self, id: ConnId, data: &'data [u8]) -> SendOutcome<&'data [u8]> {
+        match self.admit(id, data.len(), false) {
+            Ok(admitted) => {
+                if admitted.direct {
+                    self.direct.extend_from_slice(data);
+                } else {
+                    self.enqueue(id, data.len(), |queue| queue.push_copy(data));
+                }
+                admitted.outcome()
+            }
+            Err(Refused::OverLimit) => SendOutcome::OverLimit(data),
+            Err(Refused::Gone) => SendOutcome::Gone(data),
+        }
+    }
+
+    /// Sends `data` without copying it: the same buffer may wait on any number of connections. Each counts
+    /// it in full against its own limit and against [`Limits::memory`].
+    pub fn send_shared(&mut self, id: ConnId, data: Bytes) -> SendOutcome<Bytes> {
+        let length = data.len();
+        match self.admit(id, length, true) {
+            Ok(admitted) => {
+                self.move_direct_to_queue(id);
+                self.enqueue(id, length, |queue| queue.push_shared(data));
+                admitted.outcome()
+            }
+            Err(Refused::OverLimit) => SendOutcome::OverLimit(data),
+            Err(Refused::Gone) => SendOutcome::Gone(data),
+        }
+    }
+
+    /// Bytes sent to `id` that the kernel has not taken yet; 0 if it is gone.
+    #[must_use]
+    pub fn queued(&self, id: ConnId) -> usize {
+        let direct = if self.current == Some(id) { self.direct.len() } else { 0 };
+        self.connections.get(id.0).map_or(0, |connection| connection.queued() + direct)
+    }
+
+    /// Decides whether `length` bytes may be sent to `id`, and notes what follows from it.
+    fn admit(&mut self, id: ConnId, length: usize, shared: bool) -> Result<Admitted, Refused> {
+        let Some(connection) = self.connections.get_mut(id.0).filter(|it| it.accepts_output()) else {
+            return Err(Refused::Gone);
+        };
+        if length == 0 {
+            return Ok(Admitted { direct: true, above_high_water: connection.above_high_water });
+        }
+        let is_current = self.current == Some(id);
+        let direct = is_current && !shared && connection.output.is_none() && connection.writable;
+        let pending = if is_current { self.direct.len() } else { 0 };
+        let queued = connection.queued().saturating_add(pending).saturating_add(length);
+        let buffered = self.buffered.saturating_add(pending).saturating_add(length);
+        let pieces = connection.output.as_ref().map_or(0, |queue| queue.pieces());
+        if queued > self.limits.output
+            || buffered > self.limits.memory
+            || pieces > self.limits.output / 64 + 64
+        {
+            self.counters.sends_refused += 1;
+            return Err(Refused::OverLimit);
+        }
+        connection.above_high_water |= queued > self.limits.output_high_water;
+        Ok(Admitted { direct, above_high_water: connection.above_high_water })
+    }
+
+    /// Adds to the queue of `id` and sees to it that the queue is flushed this turn.
+    fn enqueue(&mut self, id: ConnId, length: usize, push: impl FnOnce(&mut OutputQueue)) {
+        if let Some(connection) = self.connections.get_mut(id.0)
+            && length > 0
+        {
+            push(connection.output.get_or_insert_with(|| self.pool.take()));
+            self.buffered += length;
+            self.mark_dirty(id);
+        }
+    }
+
+    /// Keeps the order of output when `id` has some in `direct` and more goes to its queue.
+    pub(crate) fn move_direct_to_queue(&mut self, id: ConnId) {
+        if self.current == Some(id) && !self.direct.is_empty() {
+            let direct = std::mem::take(&mut self.direct);
+            self.enqueue(id, direct.len(), |queue| queue.push_copy(&direct));
+            self.direct = direct;
+            self.direct.clear();
+        }
+    }
+}
+
+/// A send that is accepted: into the turn's own buffer or the connection's queue.
+struct Admitted {
+    direct: bool,
+    above_high_water: bool,
+}
+
+impl Admitted {
+    const fn outcome<T>(self) -> SendOutcome<T> {
+        if self.above_high_water { SendOutcome::Queued } else { SendOutcome::Sent }
+    }
+}
+
+enum Refused {
+    OverLimit,
+    Gone,
+}
