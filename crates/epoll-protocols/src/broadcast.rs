@@ -1,0 +1,205 @@
+//! Broadcast: every line to all other clients. Not a chat: no names, no rooms, no history.
+//!
+//! A line is whatever ends in a newline, up to a limit; its bytes are passed on as they came, behind
+//! `[Client_<n>] `, where n counts the connections from 1. All receivers share one buffer. A line reaches a
+//! receiver whole or not at all, and the lines of one sender in their order.
+
+use bytes::Bytes;
+use epoll_reactor::{CloseReason, CloseStats, ConnId, ConnMap, Ctx, Handler, Limits, SendOutcome};
+
+use crate::lines::LineSplitter;
+
+/// How a broadcast server treats its clients.
+#[derive(Clone, Debug)]
+pub struct BroadcastConfig {
+    /// The longest line, in bytes without its newline; a client that sends a longer one is closed.
+    pub line_limit: usize,
+    /// How many bytes may wait for a client that reads slowly; the kernel holds some megabytes more, unless
+    /// [`ListenOptions::not_sent_low_water`](epoll_reactor::ListenOptions::not_sent_low_water) says otherwise.
+    pub receiver_limit: usize,
+    /// What happens to one that is at that limit.
+    pub slow_receivers: SlowReceivers,
+}
+
+/// What happens to a client that has [`receiver_limit`](BroadcastConfig::receiver_limit) bytes waiting when
+/// the next line comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowReceivers {
+    /// It is disconnected, with what was waiting; it can come back and knows that it missed something.
+    Disconnect,
+    /// It misses whole lines until half of what is waiting has been read, and is then told how many:
+    /// `[Server] N lines skipped`.
+    Drop,
+}
+
+impl Default for BroadcastConfig {
+    fn default() -> Self {
+        Self { line_limit: 64 * 1024, receiver_limit: 1024 * 1024, slow_receivers: SlowReceivers::Disconnect }
+    }
+}
+
+impl BroadcastConfig {
+    /// `limits` with those that follow from this configuration: room for a line to come in, and for a slow
+    /// receiver's bytes and a notice to wait; and marks low enough for the receiver to be told what it missed
+    /// as soon as it has read half.
+    #[must_use]
+    pub fn limits(&self, limits: Limits) -> Limits {
+        let output_high_water = limits.output_high_water.min(self.receiver_limit / 2).max(1);
+        Limits {
+            // A longer line is found out one byte past its limit.
+            input: self.line_limit.saturating_add(2),
+            output: self.receiver_limit.saturating_add(NOTICE_ROOM),
+            output_high_water,
+            output_low_water: limits.output_low_water.min(output_high_water / 2),
+            ..limits
+        }
+    }
+}
+
+/// Enough for `[Server] 18446744073709551615 lines skipped`.
+const NOTICE_ROOM: usize = 64;
+
+/// The broadcast server.
+#[derive(Debug)]
+pub struct Broadcast {
+    config: BroadcastConfig,
+    clients: ConnMap<Client>,
+    /// How many clients there have been.
+    counted: u64,
+}
+
+/// What the others must know of a client.
+#[derive(Debug)]
+struct Client {
+    number: u64,
+    /// Lines it has missed since it was last told.
+    skipped: u64,
+}
+
+impl Broadcast {
+    /// A server without clients.
+    #[must_use]
+    pub fn new(config: BroadcastConfig) -> Self {
+        Self { config, clients: ConnMap::new(), counted: 0 }
+    }
+
+    fn number(&self, id: ConnId) -> u64 {
+        self.clients.get(id).map_or(0, |client| client.number)
+    }
+
+    /// Sends `line` of client `from` to all others.
+    fn publish(&mut self, ctx: &mut Ctx, from: ConnId, line: &[u8]) {
+        let message = compose(self.number(from), line);
+        for (id, client) in self.clients.iter_mut() {
+            if id != from {
+                deliver(ctx, id, client, &self.config, message.clone());
+            }
+        }
+    }
+}
+
+/// The line as receivers get it, in a buffer of its exact size: one that waits for a slow receiver must not hold
+/// more memory than it is counted for.
+fn compose(number: u64, line: &[u8]) -> Bytes {
+    let mut digits = itoa::Buffer::new();
+    Bytes::from([b"[Client_", digits.format(number).as_bytes(), b"] ", line, b"\n"].concat())
+}
+
+/// Sends one message to one receiver, under the policy for slow ones.
+fn deliver(ctx: &mut Ctx, id: ConnId, client: &mut Client, config: &BroadcastConfig, message: Bytes) {
+    if client.skipped > 0 && !tell_skipped(ctx, id, client, config) {
+        client.skipped += 1;
+        return;
+    }
+    let over_limit = ctx.queued(id).saturating_add(message.len()) > config.receiver_limit;
+    let outcome = if over_limit { SendOutcome::OverLimit(message) } else { ctx.send_shared(id, message) };
+    match (outcome, config.slow_receivers) {
+        // One that is closing is sent nothing more; `on_close` takes it out.
+        (SendOutcome::Sent | SendOutcome::Queued | SendOutcome::Gone(_), _) => (),
+        (SendOutcome::OverLimit(_), SlowReceivers::Drop) => {
+            client.skipped += 1;
+            tell_skipped(ctx, id, client, config);
+        }
+        (SendOutcome::OverLimit(_), SlowReceivers::Disconnect) => {
+            log::info!(
+                "Client_{} disconnected: it reads too slowly, {} bytes are waiting",
+                client.number,
+                ctx.queued(id)
+            );
+            ctx.close_now(id);
+        }
+    }
+}
+
+/// Tells a receiver that has read half of what was waiting how many lines it missed, before it gets the next;
+/// says whether it has.
+fn tell_skipped(ctx: &mut Ctx, id: ConnId, client: &mut Client, config: &BroadcastConfig) -> bool {
+    if ctx.queued(id) > config.receiver_limit / 2 {
+        return false;
+    }
+    let notice = format!("[Server] {} lines skipped\n", client.skipped);
+    if !ctx.send(id, notice.as_bytes()).is_accepted() {
+        return false;
+    }
+    log::info!("Client_{} missed {} lines: it reads too slowly", client.number, client.skipped);
+    client.skipped = 0;
+    true
+}
+
+impl Handler for Broadcast {
+    type Conn = LineSplitter;
+    type Message = ();
+
+    fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut LineSplitter) {
+        self.counted += 1;
+        self.clients.insert(id, Client { number: self.counted, skipped: 0 });
+        if let Some(peer) = ctx.peer_address(id) {
+            log::info!("Client_{} connected from {peer}", self.counted);
+        }
+    }
+
+    fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, lines: &mut LineSplitter, input: &[u8]) -> usize {
+        let mut rest = input;
+        loop {
+            match lines.split(rest, self.config.line_limit) {
+                Ok(Some(line)) => {
+                    self.publish(ctx, id, line.content);
+                    rest = line.rest;
+                }
+                Ok(None) => return input.len() - rest.len(),
+                Err(error) => {
+                    log::warn!("Client_{} disconnected: {error}", self.number(id));
+                    ctx.close_after_flush(id);
+                    return input.len();
+                }
+            }
+        }
+    }
+
+    fn on_drain(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut LineSplitter) {
+        if let Some(client) = self.clients.get_mut(id)
+            && client.skipped > 0
+        {
+            tell_skipped(ctx, id, client, &self.config);
+        }
+    }
+
+    fn on_close(
+        &mut self,
+        _: &mut Ctx,
+        id: ConnId,
+        _: LineSplitter,
+        reason: CloseReason,
+        stats: &CloseStats,
+    ) {
+        if let Some(client) = self.clients.remove(id) {
+            log::info!(
+                "Client_{} left: {reason}; {} bytes in, {} out, {} not delivered",
+                client.number,
+                stats.bytes_received,
+                stats.bytes_sent,
+                stats.bytes_unsent
+            );
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! HTTP/1.1 for servers as a codec: bytes and the date in, bytes out.
+//!
+//! Nothing here knows a socket, a loop or a clock. A [`Connection`] is told what has been received and
+//! appends to an [`Output`] what is to be sent; between the two it calls a [`Service`] once for each
+//! request. What it does not do: bodies are gathered whole before the service is called (up to
+//! [`HttpLimits::body`]), responses always carry their length, and neither `Upgrade` nor `CONNECT` is offered.
+//!
+//! The rules are those of RFC 9110 (semantics) and RFC 9112 (the message format); each is cited where it is
+//! kept. Where a rule leaves a choice between guessing and refusing, the request is refused and the
+//! connection closed: bytes that two servers on the way could read differently are how requests are smuggled.
+//!
+//! ```
+//! use std::time::SystemTime;
+//! use epoll_protocols::http1::{Connection, DateHeader, Exchange, HttpLimits, Next, Request, Response};
+//!
+//! let mut hello = |request: &Request<'_>, response: &mut Response| match request.path() {
+//!     "/" => response.set_static_body(b"Hello!"),
+//!     _ => response.set_status(404),
+//! };
+//! let (limits, date) = (HttpLimits::default(), DateHeader::new(SystemTime::now()));
+//! let (mut response, mut output) = (Response::new(), Vec::new());
+//! let mut exchange = Exchange {
+//!     limits: &limits,
+//!     date: &date,
+//!     service: &mut hello,
+//!     response: &mut response,
+//!     output: &mut output,
+//! };
+//!
+//! let mut connection = Connection::new();
+//! let progress = connection.receive(b"GET / HTTP/1.1\r\nHost: example\r\n\r\nGET /half", &mut exchange);
+//! assert_eq!(progress.consumed, 33, "the second request is not whole: the caller keeps it");
+//! assert_eq!(progress.next, Next::MoreInput);
+//! assert!(output.starts_with(b"HTTP/1.1 200 OK\r\n"));
+//! assert!(output.ends_with(b"\r\n\r\nHello!"));
+//! ```
+
+mod body;
+mod connection;
+mod date;
+mod encode;
+mod framing;
+mod handler;
+mod limits;
+mod output;
+mod parse;
+mod reject;
+mod request;
+mod response;
+mod service;
+
+pub use connection::{Connection, Exchange, Next, Progress, Stage};
+pub use date::DateHeader;
+pub use handler::{Http, HttpConfig, HttpConn};
+pub use limits::{HttpLimits, HttpLimitsError, MAX_HEADERS};
+pub use output::Output;
+pub use reject::Rejection;
+pub use request::{Request, Version};
+pub use response::{HeaderError, Response};
+pub use service::Service;

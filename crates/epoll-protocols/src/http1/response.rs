@@ -1,0 +1,259 @@
+//! A response as a service fills it in. Not its encoding, and none of its framing: `Content-Length`,
+//! `Connection` and `Date` are written by the framework alone.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// What a service answers: `200` with no fields and no body until it says otherwise.
+///
+/// One serves a whole loop: it is cleared before each request and keeps its buffers (up to 64 KiB each), so
+/// that a server in its stride allocates nothing.
+#[derive(Default)]
+pub struct Response {
+    status: Option<u16>,
+    /// The service's fields, each as `name: value CRLF`.
+    pub(super) fields: Vec<u8>,
+    pub(super) body: Body,
+    /// What `Body::Written` sends.
+    pub(super) written: Vec<u8>,
+    pub(super) close: bool,
+    /// Where the encoder puts the head together; of no meaning between two responses.
+    pub(super) head: Vec<u8>,
+}
+
+#[derive(Default)]
+pub(super) enum Body {
+    #[default]
+    Written,
+    Shared(Bytes),
+}
+
+/// What each buffer may keep for the next response; one huge answer must not be paid for ever after.
+const RETAINED: usize = 64 * 1024;
+
+/// Fields a service cannot set: they say where the message ends and what becomes of the connection
+/// (RFC 9112 sections 6 and 9, RFC 9110 section 7.6.1), or, as `Date`, are always written.
+const RESERVED: [&str; 7] =
+    ["connection", "content-length", "date", "keep-alive", "trailer", "transfer-encoding", "upgrade"];
+
+impl Response {
+    /// An empty response.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the status. One that is not from 200 to 599 is sent as 500: interim responses (1xx) are the
+    /// framework's, and others do not exist (RFC 9110 section 15).
+    ///
+    /// 204, 205 and 304 are sent without their body (RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5).
+    pub const fn set_status(&mut self, status: u16) {
+        self.status = Some(status);
+    }
+
+    /// The status that will be sent.
+    #[must_use]
+    pub const fn status(&self) -> u16 {
+        match self.status {
+            None => 200,
+            Some(status @ 200..=599) => status,
+            Some(_) => 500,
+        }
+    }
+
+    /// Adds a field. Fields are sent in the order they were added, repeats included.
+    ///
+    /// # Errors
+    /// What is wrong with it; the response is as before. `name` must be a token (RFC 9110 section 5.1) and
+    /// none of those the framework writes; `value` must have no control byte but tab (section 5.5), so that
+    /// nothing a client sent, put into a value, can start a new line.
+    pub fn header(&mut self, name: &str, value: impl AsRef<[u8]>) -> Result<(), HeaderError> {
+        let value = value.as_ref();
+        if name.is_empty() || !name.bytes().all(is_token_byte) {
+            return Err(HeaderError::Name);
+        }
+        if RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(name)) {
+            return Err(HeaderError::Reserved);
+        }
+        if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+            return Err(HeaderError::Value);
+        }
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            self.fields.extend_from_slice(part);
+        }
+        Ok(())
+    }
+
+    /// Makes a copy of `body` the body, instead of what was there.
+    pub fn set_body(&mut self, body: &[u8]) {
+        self.body_buffer().extend_from_slice(body);
+    }
+
+    /// Makes `body` the body without copying it.
+    pub fn set_static_body(&mut self, body: &'static [u8]) {
+        self.set_shared_body(Bytes::from_static(body));
+    }
+
+    /// Makes `body` the body without copying it; any number of responses can share one.
+    pub fn set_shared_body(&mut self, body: Bytes) {
+        self.body = Body::Shared(body);
+    }
+
+    /// An empty buffer, reused from earlier responses, whose final content is the body. For `write!` and
+    /// serializers.
+    pub fn body_buffer(&mut self) -> &mut Vec<u8> {
+        self.body = Body::Written;
+        self.written.clear();
+        &mut self.written
+    }
+
+    /// Has the connection closed after this response.
+    pub const fn close_connection(&mut self) {
+        self.close = true;
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.status = None;
+        self.body = Body::Written;
+        self.close = false;
+        for buffer in [&mut self.fields, &mut self.written, &mut self.head] {
+            buffer.clear();
+            buffer.shrink_to(RETAINED);
+        }
+    }
+}
+
+/// Whether `byte` is a `tchar` (RFC 9110 section 5.6.2): may stand in a method or a field name.
+pub(super) const fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
+        )
+}
+
+impl fmt::Debug for Response {
+    /// Leaves out the fields' values and the body, where secrets are.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Response")
+            .field("status", &self.status())
+            .field("field_bytes", &self.fields.len())
+            .field(
+                "body_bytes",
+                &match &self.body {
+                    Body::Written => self.written.len(),
+                    Body::Shared(body) => body.len(),
+                },
+            )
+            .field("close", &self.close)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a field was not added to a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderError {
+    /// The name is empty or has a byte that no token has.
+    Name,
+    /// The value has a control byte, such as CR, LF or NUL.
+    Value,
+    /// The framework writes this field itself.
+    Reserved,
+}
+
+impl fmt::Display for HeaderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Name => "the field name is not a token",
+            Self::Value => "the field value has a control byte",
+            Self::Reserved => "the field is written by the framework",
+        })
+    }
+}
+
+impl std::error::Error for HeaderError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_could_break_the_message_is_refused() {
+        let cases: [(&str, &[u8], _); 14] = [
+            ("X-Fine", b"a\tb \xe9", Ok(())),
+            ("X-Empty", b"", Ok(())),
+            ("", b"v", Err(HeaderError::Name)),
+            ("a b", b"v", Err(HeaderError::Name)),
+            ("a:", b"v", Err(HeaderError::Name)),
+            ("a\r\nb", b"v", Err(HeaderError::Name)),
+            ("caf\u{e9}", b"v", Err(HeaderError::Name)),
+            ("X", b"a\r\nSet-Cookie: b", Err(HeaderError::Value)),
+            ("X", b"a\nb", Err(HeaderError::Value)),
+            ("X", b"a\rb", Err(HeaderError::Value)),
+            ("X", b"a\0b", Err(HeaderError::Value)),
+            ("X", b"a\x7fb", Err(HeaderError::Value)),
+            ("content-LENGTH", b"1", Err(HeaderError::Reserved)),
+            ("Transfer-Encoding", b"chunked", Err(HeaderError::Reserved)),
+        ];
+        for (name, value, outcome) in cases {
+            let mut response = Response::new();
+            assert_eq!(response.header(name, value), outcome, "{name:?}");
+            assert_eq!(response.fields.is_empty(), outcome.is_err(), "{name:?}");
+        }
+        for name in RESERVED {
+            assert_eq!(Response::new().header(name, "x"), Err(HeaderError::Reserved));
+        }
+    }
+
+    #[test]
+    fn only_final_statuses_exist() {
+        for (set, sent) in [(200, 200), (599, 599), (404, 404), (100, 500), (199, 500), (600, 500), (0, 500)]
+        {
+            let mut response = Response::new();
+            response.set_status(set);
+            assert_eq!(response.status(), sent);
+        }
+    }
+
+    #[test]
+    fn clearing_forgets_all_but_modest_buffers() {
+        let mut response = Response::new();
+        response.set_status(404);
+        response.header("a", "b").unwrap();
+        response.set_body(&vec![0; 10 * RETAINED]);
+        response.close_connection();
+        response.clear();
+        assert_eq!(format!("{response:?}"), format!("{:?}", Response::new()));
+        assert!(response.written.capacity() <= RETAINED);
+        response.set_static_body(b"of a service that panicked");
+        response.clear();
+        assert!(matches!(response.body, Body::Written));
+        assert!(response.fields.capacity() > 0);
+    }
+
+    #[test]
+    fn the_last_body_set_is_the_one() {
+        let mut response = Response::new();
+        response.set_static_body(b"static");
+        response.set_body(b"copied");
+        assert!(matches!(response.body, Body::Written));
+        response.set_body(b"again");
+        assert_eq!(response.written, b"again");
+        response.set_shared_body(Bytes::from_static(b"shared"));
+        assert!(matches!(&response.body, Body::Shared(body) if body == "shared"));
+    }
+}

@@ -1,0 +1,17 @@
+//! Broadcast, echo and HTTP/1.1 for [`epoll_reactor`].
+//!
+//! Each protocol is two things: a codec, which sees bytes and time and touches no socket, and a
+//! [`Handler`](epoll_reactor::Handler), which joins it to the loop.
+//!
+//! What this crate never does: it makes no system call, reads no clock, binds no address and prints nothing.
+
+#![forbid(unsafe_code)]
+
+mod broadcast;
+mod echo;
+pub mod http1;
+mod lines;
+
+pub use broadcast::{Broadcast, BroadcastConfig, SlowReceivers};
+pub use echo::Echo;
+pub use lines::{Line, LineSplitter, LineTooLong};
