@@ -4,6 +4,8 @@
 //! `[Client_<n>] `, where n counts the connections from 1. All receivers share one buffer. A line reaches a
 //! receiver whole or not at all, and the lines of one sender in their order.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use epoll_reactor::{CloseReason, CloseStats, ConnId, ConnMap, Ctx, Handler, Limits, SendOutcome};
 
@@ -59,6 +61,9 @@ impl BroadcastConfig {
 /// Enough for `[Server] 18446744073709551615 lines skipped`.
 const NOTICE_ROOM: usize = 64;
 
+/// When to try again to tell a client what it has missed, if it is not its own reading that stands in the way.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// The broadcast server.
 #[derive(Debug)]
 pub struct Broadcast {
@@ -87,14 +92,33 @@ impl Broadcast {
         self.clients.get(id).map_or(0, |client| client.number)
     }
 
-    /// Sends `line` of client `from` to all others.
-    fn publish(&mut self, ctx: &mut Ctx, from: ConnId, line: &[u8]) {
+    /// There may be room to tell `id` what it has missed.
+    fn catch_up(&mut self, ctx: &mut Ctx, id: ConnId) {
+        if let Some(client) = self.clients.get_mut(id)
+            && client.skipped > 0
+        {
+            tell_skipped(ctx, id, client, &self.config);
+        }
+    }
+
+    /// How many bytes one callback may send to each receiver. The loop writes only between callbacks, so more
+    /// could fill the limit of a receiver that reads all it is sent, or that of all together. For that to
+    /// hold, the limits must have room for some lines of full length: 4 for each receiver.
+    fn callback_budget(&self, ctx: &Ctx) -> usize {
+        let share_of_memory = ctx.limits().memory / 4 / self.clients.len().max(1);
+        (self.config.receiver_limit / 4).min(share_of_memory).max(1)
+    }
+
+    /// Sends `line` of client `from` to all others; returns how many bytes each gets.
+    fn publish(&mut self, ctx: &mut Ctx, from: ConnId, line: &[u8]) -> usize {
         let message = compose(self.number(from), line);
+        let length = message.len();
         for (id, client) in self.clients.iter_mut() {
             if id != from {
                 deliver(ctx, id, client, &self.config, message.clone());
             }
         }
+        length
     }
 }
 
@@ -139,6 +163,8 @@ fn tell_skipped(ctx: &mut Ctx, id: ConnId, client: &mut Client, config: &Broadca
     }
     let notice = format!("[Server] {} lines skipped\n", client.skipped);
     if !ctx.send(id, notice.as_bytes()).is_accepted() {
+        // All clients together hold too much, and nobody tells when that is over.
+        ctx.set_timer(id, RETRY);
         return false;
     }
     log::info!("Client_{} missed {} lines: it reads too slowly", client.number, client.skipped);
@@ -160,10 +186,15 @@ impl Handler for Broadcast {
 
     fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, lines: &mut LineSplitter, input: &[u8]) -> usize {
         let mut rest = input;
+        let mut budget = self.callback_budget(ctx);
         loop {
+            if budget == 0 && !rest.is_empty() {
+                ctx.read_again(id);
+                return input.len() - rest.len();
+            }
             match lines.split(rest, self.config.line_limit) {
                 Ok(Some(line)) => {
-                    self.publish(ctx, id, line.content);
+                    budget = budget.saturating_sub(self.publish(ctx, id, line.content));
                     rest = line.rest;
                 }
                 Ok(None) => return input.len() - rest.len(),
@@ -177,11 +208,11 @@ impl Handler for Broadcast {
     }
 
     fn on_drain(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut LineSplitter) {
-        if let Some(client) = self.clients.get_mut(id)
-            && client.skipped > 0
-        {
-            tell_skipped(ctx, id, client, &self.config);
-        }
+        self.catch_up(ctx, id);
+    }
+
+    fn on_timer(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut LineSplitter) {
+        self.catch_up(ctx, id);
     }
 
     fn on_close(

@@ -1,15 +1,11 @@
 //! Echo: every byte back, in order (RFC 862 over a stream). Not a buffer: a client that does not read is not
 //! read either.
 
-use std::time::Duration;
-
 use epoll_reactor::{CloseReason, CloseStats, ConnId, Ctx, Handler, SendOutcome};
 
-/// How long to leave a client alone while all connections together hold too much.
-const RETRY: Duration = Duration::from_millis(100);
-
 /// Sends back what it receives. It holds no state; a client that takes its bytes back slowly is slowed down by
-/// the loop's high water mark, and gets them all.
+/// the loop's high water mark, and gets them all. When all clients together hold the loop's
+/// [`memory`](epoll_reactor::Limits::memory) limit, one that sends more is disconnected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
@@ -24,23 +20,23 @@ impl Handler for Echo {
     }
 
     fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut (), input: &[u8]) -> usize {
-        // What does not fit waits for `on_drain`, which comes with the rest by itself: at the limit the
-        // connection is above its high water mark.
+        // What does not fit waits until the client has read some of what does.
         let room = ctx.limits().output.saturating_sub(ctx.queued(id));
         let fitting = input.get(..room).unwrap_or(input);
         match ctx.send(id, fitting) {
-            SendOutcome::Sent | SendOutcome::Queued | SendOutcome::Gone(_) => fitting.len(),
+            SendOutcome::Sent | SendOutcome::Queued | SendOutcome::Gone(_) => {
+                if fitting.len() < input.len() {
+                    ctx.pause_until_drained(id);
+                }
+                fitting.len()
+            }
             SendOutcome::OverLimit(_) => {
-                // All connections together hold too much. Nobody tells when that is over.
-                ctx.pause_reading(id);
-                ctx.set_timer(id, RETRY);
-                0
+                // The bytes have been read, and there is nowhere to keep them.
+                log::warn!("client {id} disconnected: all clients together hold too much");
+                ctx.close_now(id);
+                input.len()
             }
         }
-    }
-
-    fn on_timer(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut ()) {
-        ctx.resume_reading(id);
     }
 
     fn on_close(&mut self, _: &mut Ctx, id: ConnId, (): (), reason: CloseReason, stats: &CloseStats) {

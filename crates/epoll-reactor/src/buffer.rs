@@ -12,8 +12,13 @@ pub(crate) const PIECES_PER_WRITE: usize = 64;
 /// Small sends are gathered into segments of about this size.
 const SEGMENT: usize = 16 * 1024;
 
-/// A queue returned to the pool keeps at most this many pieces' room.
+/// Shared data up to this size is copied all the same: that costs less than a piece of its own, and keeps the room
+/// that pieces take in proportion to the data.
+const SMALL: usize = 64;
+
+/// A queue returned to the pool keeps room for at most this many pieces, and a segment of at most this size.
 const POOLED_PIECES: usize = 64;
+const POOLED_SEGMENT: usize = 4 * 1024;
 
 /// The start of a message whose rest has not come. The next read lands behind it, so that the handler always
 /// sees one contiguous slice, and nothing is copied twice but by growth.
@@ -91,15 +96,13 @@ pub(crate) struct OutputQueue {
     chunks: VecDeque<Chunk>,
     written: usize,
     len: usize,
+    /// An empty segment that has been written, for the next copy.
+    spare: Vec<u8>,
 }
 
 impl OutputQueue {
     pub(crate) const fn len(&self) -> usize {
         self.len
-    }
-
-    pub(crate) fn pieces(&self) -> usize {
-        self.chunks.len()
     }
 
     pub(crate) fn push_copy(&mut self, data: &[u8]) {
@@ -112,16 +115,19 @@ impl OutputQueue {
         {
             segment.extend_from_slice(data);
         } else {
-            self.chunks.push_back(Chunk::Copied(data.to_vec()));
+            let mut segment = std::mem::take(&mut self.spare);
+            segment.extend_from_slice(data);
+            self.chunks.push_back(Chunk::Copied(segment));
         }
     }
 
     pub(crate) fn push_shared(&mut self, data: Bytes) {
-        if data.is_empty() {
-            return;
+        if data.len() <= SMALL {
+            self.push_copy(&data);
+        } else {
+            self.len += data.len();
+            self.chunks.push_back(Chunk::Shared(data));
         }
-        self.len += data.len();
-        self.chunks.push_back(Chunk::Shared(data));
     }
 
     /// The pieces to write next, as many as `slices` has room for.
@@ -147,7 +153,12 @@ impl OutputQueue {
                 break;
             }
             taken -= length;
-            self.chunks.pop_front();
+            if let Some(Chunk::Copied(mut segment)) = self.chunks.pop_front()
+                && segment.capacity() <= POOLED_SEGMENT
+            {
+                segment.clear();
+                self.spare = segment;
+            }
         }
         self.written = taken;
     }
@@ -186,6 +197,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    impl OutputQueue {
+        fn pieces(&self) -> usize {
+            self.chunks.len()
+        }
+    }
 
     fn contents(queue: &OutputQueue) -> Vec<u8> {
         let mut slices = vec![IoSlice::new(&[]); queue.pieces()];
@@ -234,10 +251,11 @@ mod tests {
     }
 
     #[test]
-    fn small_copies_share_a_segment_and_shared_bytes_are_not_copied() {
+    fn small_pieces_share_a_segment_and_larger_shared_ones_are_not_copied() {
         let mut queue = OutputQueue::default();
         for _ in 0..100 {
             queue.push_copy(b"0123456789");
+            queue.push_shared(Bytes::from_static(b"0123456789"));
         }
         assert_eq!(queue.pieces(), 1);
         let shared = Bytes::from(vec![7; 100]);
@@ -245,6 +263,28 @@ mod tests {
         let mut slices = [IoSlice::new(&[]); 2];
         queue.gather(&mut slices);
         assert_eq!(slices[1].as_ptr(), shared.as_ptr());
+    }
+
+    #[test]
+    fn the_room_that_pieces_take_is_in_proportion_to_the_data() {
+        let mut queue = OutputQueue::default();
+        while queue.len() < 1_000_000 {
+            queue.push_copy(b"x");
+            queue.push_shared(Bytes::from_static(&[0; SMALL + 1]));
+        }
+        assert!(queue.pieces() * size_of::<Chunk>() <= 2 * queue.len());
+    }
+
+    #[test]
+    fn a_segment_is_used_again() {
+        let mut queue = OutputQueue::default();
+        queue.push_copy(&[1; 1000]);
+        let Some(Chunk::Copied(segment)) = queue.chunks.front() else { panic!("not copied") };
+        let room = segment.as_ptr();
+        queue.advance(1000);
+        queue.push_copy(b"again");
+        let Some(Chunk::Copied(segment)) = queue.chunks.front() else { panic!("not copied") };
+        assert_eq!(segment.as_ptr(), room);
     }
 
     #[test]

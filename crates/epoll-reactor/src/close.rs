@@ -3,12 +3,11 @@
 
 use epoll_sys::{Call, Errno, Kernel, Reaction, Timestamp, reaction};
 
-use crate::connection::Phase;
+use crate::connection::{Fin, Phase};
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::{Reactor, Shutdown};
 use crate::stats::CloseStats;
 use crate::token::ConnId;
-use crate::turn::guarded;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// Writes what callbacks have sent to other connections than their own: one `writev` each, whatever the
@@ -30,7 +29,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// the peer's own.
     pub(crate) fn end_output(&mut self, id: ConnId) {
         let now = self.ctx.now();
-        let shut = self.send_fin(id);
+        let sent = self.ctx.connections.get(id.0).is_some_and(|connection| connection.fin == Fin::Sent);
+        let shut = sent || self.send_fin(id);
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
         if connection.eof || !shut {
             self.ctx.kill(id, CloseReason::Local);
@@ -111,8 +111,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 open_for: self.ctx.now() - connection.opened,
             };
             let reason = connection.reason.unwrap_or(CloseReason::Local);
-            let handler = &mut self.handler;
-            guarded(&mut self.ctx, |ctx| handler.on_close(ctx, id, state, reason, &stats));
+            self.call(|handler, ctx| handler.on_close(ctx, id, state, reason, &stats));
         }
         self.resume_listeners(freed);
     }

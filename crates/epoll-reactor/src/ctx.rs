@@ -38,6 +38,10 @@ pub struct Ctx {
     pub(crate) ready: VecDeque<Token>,
     /// Connections with output to flush, or an end to bring about, at the end of this turn.
     pub(crate) dirty: Vec<ConnId>,
+    /// Connections whose queue has passed the high water mark though the kernel may take it: they are flushed
+    /// when the callback returns, not at the end of the turn. Otherwise what many say to one in one turn
+    /// would count against it before it could have read a byte.
+    pub(crate) overdue: Vec<ConnId>,
     /// Connections to be taken apart at the end of this turn.
     pub(crate) dead: Vec<ConnId>,
     /// Outbound connections to be started at the end of this turn.
@@ -61,6 +65,7 @@ impl Ctx {
             buffered: 0,
             ready: VecDeque::new(),
             dirty: Vec::new(),
+            overdue: Vec::new(),
             dead: Vec::new(),
             to_connect: Vec::new(),
             to_unwatch: Vec::new(),
@@ -309,7 +314,12 @@ impl Ctx {
         if let Some(connection) = self.connections.get_mut(id.0)
             && connection.phase != Phase::Dead
         {
+            let flushing = connection.phase == Phase::Flushing;
             connection.begin_close(reason);
+            if flushing && reason != CloseReason::Local {
+                // It cuts short the last output of a connection that was closing for another reason.
+                connection.reason = Some(reason);
+            }
             connection.phase = Phase::Dead;
             self.dead.push(id);
         }

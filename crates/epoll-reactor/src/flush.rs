@@ -29,9 +29,44 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.note_progress(id, written);
     }
 
+    /// Writes what should not wait for the end of the turn: queues above the high water mark, and, each time
+    /// another eighth of the memory limit above its half is in use, all. It ends no connection: a `read` may
+    /// be under way.
+    pub(crate) fn flush_overdue(&mut self) {
+        while let Some(id) = self.ctx.overdue.pop() {
+            self.write_queue(id);
+        }
+        if self.ctx.buffered > self.memory_mark {
+            for position in 0..self.ctx.dirty.len() {
+                if let Some(id) = self.ctx.dirty.get(position) {
+                    self.write_queue(*id);
+                }
+            }
+            let memory = self.ctx.limits.memory;
+            self.memory_mark = (memory / 2).max(self.ctx.buffered + memory / 8);
+        }
+    }
+
     /// Sends what is queued for `id`, as far as the kernel takes it; a connection that was closing and has
     /// nothing left goes on to its end.
     pub(crate) fn flush(&mut self, id: ConnId) {
+        self.write_queue(id);
+        if let Some(connection) = self.ctx.connections.get_mut(id.0)
+            && connection.output.is_none()
+        {
+            match connection.phase {
+                Phase::Open if connection.fin == Fin::Due => {
+                    connection.fin = Fin::Sent;
+                    // That it cannot be sent, the next read will explain.
+                    let _: bool = self.send_fin(id);
+                }
+                Phase::Flushing => self.end_output(id),
+                _ => (),
+            }
+        }
+    }
+
+    fn write_queue(&mut self, id: ConnId) {
         while let Some(connection) = self.ctx.connections.get_mut(id.0)
             && connection.writable
             && matches!(connection.phase, Phase::Open | Phase::Flushing)
@@ -47,19 +82,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 _ => self.ctx.pool.put(queue),
             }
             self.note_progress(id, written);
-        }
-        if let Some(connection) = self.ctx.connections.get_mut(id.0)
-            && connection.output.is_none()
-        {
-            match connection.phase {
-                Phase::Open if connection.fin == Fin::Due => {
-                    connection.fin = Fin::Sent;
-                    // That it cannot be sent, the next read will explain.
-                    let _: bool = self.send_fin(id);
-                }
-                Phase::Flushing => self.end_output(id),
-                _ => (),
-            }
         }
     }
 

@@ -25,7 +25,7 @@ use crate::token::{ConnId, SourceId};
 /// of others it keeps in `self`, in a [`ConnMap`](crate::ConnMap) for instance.
 pub trait Handler {
     /// The state of one connection, made by `Default` just before it opens, returned to the handler by
-    /// `on_close`.
+    /// `on_close`. `default` is no callback: a panic in it ends `run`.
     type Conn: Default;
 
     /// What other threads send to this loop through a [`Remote`](crate::Remote). `()` if none do.
@@ -103,7 +103,8 @@ pub trait Handler {
     }
 }
 
-/// Why a connection ended: the first cause, where several came together.
+/// Why a connection ended: the first cause, where several came together; but what kept the last output of a
+/// closing connection from being delivered comes before why it was closing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CloseReason {
@@ -140,7 +141,7 @@ impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PeerClosed => f.write_str("closed by the peer"),
-            Self::Local => f.write_str("closed by the server"),
+            Self::Local => f.write_str("closed on this side"),
             Self::Reset => f.write_str("reset by the peer"),
             Self::Error(errno) => write!(f, "error: {}", errno.desc()),
             Self::ConnectFailed(errno) => write!(f, "could not connect: {}", errno.desc()),
@@ -149,7 +150,7 @@ impl fmt::Display for CloseReason {
             Self::WriteStalled => f.write_str("took too long to read"),
             Self::InputLimit => f.write_str("message too long"),
             Self::MemoryLimit => f.write_str("too much data waiting on all connections"),
-            Self::Shutdown => f.write_str("server shut down"),
+            Self::Shutdown => f.write_str("shut down"),
             Self::HandlerPanicked => f.write_str("a callback panicked"),
         }
     }

@@ -76,6 +76,7 @@ mod timers;
 mod token;
 mod turn;
 
+pub use bytes::Bytes;
 pub use ctx::Ctx;
 pub use epoll_sys::{
     Address, ConnectProgress, Errno, Event, Events, Interest, Kernel, Linux, ListenOptions, OpenFileLimit,

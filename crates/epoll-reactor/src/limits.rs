@@ -33,8 +33,7 @@ pub struct Limits {
     /// When output is down to this, reading goes on and `on_drain` is called.
     pub output_low_water: usize,
     /// How much output may wait on one connection: a send that would pass it is refused whole. One message
-    /// is never larger. The queue also holds at most a 64th of this many separate pieces, so that tiny
-    /// pieces cannot make its own bookkeeping larger than the data.
+    /// is never larger.
     pub output: usize,
     /// How much input and output may wait on all connections together. A send that would pass it is refused;
     /// a connection whose unfinished message would pass it is closed.

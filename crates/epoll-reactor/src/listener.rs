@@ -6,6 +6,7 @@
 //! accept and close one client that would otherwise wait for an answer that nobody can give.
 
 use std::io;
+use std::time::Duration;
 
 use epoll_sys::{Address, Call, Errno, Interest, Kernel, Reaction, Timestamp, reaction};
 
@@ -21,13 +22,18 @@ pub(crate) struct Listener<F> {
     in_ready: bool,
     /// Out of descriptors; when to try again.
     paused: Option<Timestamp>,
-    /// Paused, or not accepted anything since: the log has been told.
-    reported: bool,
+    /// The log knows that clients are turned away, and none has been accepted since.
+    in_trouble: bool,
+    /// When the log was last told so.
+    reported: Option<Timestamp>,
 }
+
+/// Trouble that comes and goes is logged no more often than this.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<F> Listener<F> {
     pub(crate) const fn new(fd: F, address: Address) -> Self {
-        Self { fd, address, in_ready: false, paused: None, reported: false }
+        Self { fd, address, in_ready: false, paused: None, in_trouble: false, reported: None }
     }
 
     /// A connection is pending; says whether to accept now, which on the ready list or paused comes later.
@@ -108,7 +114,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             return Accepted::One;
         }
         if let Some(listener) = self.listener_mut(listener) {
-            listener.reported = false;
+            listener.in_trouble = false;
         }
         self.put_side(id, Side { fd: Some(fd), state: H::Conn::default() });
         self.ctx.counters.accepted += 1;
@@ -145,9 +151,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Logs trouble with a listener once, until it accepts again.
     fn report(&mut self, token: Token, what: &dyn std::fmt::Display) {
+        let now = self.ctx.now();
         if let Some(listener) = self.listener_mut(token)
-            && !std::mem::replace(&mut listener.reported, true)
+            && !listener.in_trouble
+            && listener.reported.is_none_or(|at| now - at >= REPORT_INTERVAL)
         {
+            listener.in_trouble = true;
+            listener.reported = Some(now);
             log::warn!("{}: {what}", listener.address);
         }
     }

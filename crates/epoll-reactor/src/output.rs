@@ -83,11 +83,7 @@ impl Ctx {
         let pending = if is_current { self.direct.len() } else { 0 };
         let queued = connection.queued().saturating_add(pending).saturating_add(length);
         let buffered = self.buffered.saturating_add(pending).saturating_add(length);
-        let pieces = connection.output.as_ref().map_or(0, |queue| queue.pieces());
-        if queued > self.limits.output
-            || buffered > self.limits.memory
-            || pieces > self.limits.output / 64 + 64
-        {
+        if queued > self.limits.output || buffered > self.limits.memory {
             self.counters.sends_refused += 1;
             return Err(Refused::OverLimit);
         }
@@ -100,8 +96,13 @@ impl Ctx {
         if let Some(connection) = self.connections.get_mut(id.0)
             && length > 0
         {
+            let before = connection.queued();
             push(connection.output.get_or_insert_with(|| self.pool.take()));
             self.buffered += length;
+            let mark = self.limits.output_high_water;
+            if connection.writable && before <= mark && before + length > mark {
+                self.overdue.push(id);
+            }
             self.mark_dirty(id);
         }
     }

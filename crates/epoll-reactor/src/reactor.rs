@@ -35,6 +35,8 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) forced: bool,
     /// The end of the grace has closed connections.
     pub(crate) cut_off: bool,
+    /// More memory than this in use is reason to write before the end of the turn.
+    pub(crate) memory_mark: usize,
     /// A turn has begun and not ended.
     pub(crate) in_turn: bool,
     pub(crate) events: Events,
@@ -112,6 +114,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             shutdown: Shutdown::No,
             forced: false,
             cut_off: false,
+            memory_mark: usize::MAX,
             in_turn: false,
             events: Events::with_capacity(EVENTS.0),
             remote,

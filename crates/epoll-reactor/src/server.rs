@@ -92,8 +92,8 @@ impl TcpStream {
     }
 }
 
-/// A server that runs an [`EventHandler`]. A client that is sent more than [`Limits::output`] without reading
-/// it is disconnected.
+/// A server that runs an [`EventHandler`]. A client to which something cannot be sent, because it has not read
+/// [`Limits::output`] bytes before, or all clients together [`Limits::memory`], is disconnected.
 ///
 /// ```
 /// use epoll_reactor::{EpollServer, EventHandler, HandlerAction, TcpStream};
@@ -235,7 +235,11 @@ fn deliver(ctx: &mut Ctx, id: ConnId, data: &Bytes) {
     match ctx.send_shared(id, data.clone()) {
         SendOutcome::Sent | SendOutcome::Queued => (),
         SendOutcome::OverLimit(_) => {
-            log::warn!("client {id} does not read what it is sent; disconnecting it");
+            let (queued, buffered) = (ctx.queued(id), ctx.buffered());
+            log::warn!(
+                "client {id} disconnected: {queued} bytes wait for it, {buffered} in all; no room for {} more",
+                data.len()
+            );
             ctx.close_now(id);
         }
         SendOutcome::Gone(_) => log::debug!("client {id} has gone; {} bytes for it dropped", data.len()),

@@ -46,6 +46,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.wait(max_wait)?;
         self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
         self.ctx.counters.turns += 1;
+        self.memory_mark = self.ctx.limits.memory / 2;
         self.dispatch()?;
         self.deliver_messages();
         self.fire_timers();
@@ -122,10 +123,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Some(Registration::Signals(fd)) => {
                 while let Ok(Some(signal)) = self.kernel.read_signal(fd) {
                     if self.ctx.is_draining() {
-                        log::warn!("second signal ({signal:?}): closing all connections");
+                        log::warn!("{signal} again: closing all connections");
                         self.forced = true;
                     } else {
-                        log::info!("{signal:?}: draining for up to {:?}", self.ctx.limits.drain_grace);
+                        log::info!("{signal}: draining for up to {:?}", self.ctx.limits.drain_grace);
                         self.ctx.drain(self.ctx.limits.drain_grace);
                     }
                 }
@@ -134,6 +135,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 let calls = Lent { kernel: &self.kernel, fd };
                 let (handler, ctx) = (&mut self.handler, &mut self.ctx);
                 guarded(ctx, |ctx| handler.on_ready(ctx, SourceId(token), &Source::new(&calls), readiness));
+                self.flush_overdue();
             }
         }
         Ok(())
@@ -154,8 +156,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.more_messages = self.remote.shared().take(budget, &mut self.inbox);
         while let Some(message) = self.inbox.pop_front() {
             self.ctx.counters.messages += 1;
-            let handler = &mut self.handler;
-            guarded(&mut self.ctx, |ctx| handler.on_message(ctx, message));
+            self.call(|handler, ctx| handler.on_message(ctx, message));
         }
     }
 
@@ -168,8 +169,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             && self.next_tick.is_some_and(|at| at <= now)
         {
             self.next_tick = Some(now + period);
-            let handler = &mut self.handler;
-            guarded(&mut self.ctx, |ctx| handler.on_tick(ctx));
+            self.call(|handler, ctx| handler.on_tick(ctx));
         }
     }
 
@@ -229,6 +229,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         Turn::Stopped(stopped)
     }
 
+    /// Calls the handler for something that is no connection's.
+    pub(crate) fn call(&mut self, call: impl FnOnce(&mut H, &mut Ctx)) {
+        let handler = &mut self.handler;
+        guarded(&mut self.ctx, |ctx| call(handler, ctx));
+        self.flush_overdue();
+    }
+
     /// Calls the handler for `id` and sends what it has to say to that connection. `None` if it panicked or
     /// the connection is gone.
     pub(crate) fn callback<R>(
@@ -247,6 +254,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.ctx.kill(id, CloseReason::HandlerPanicked);
         }
         self.ctx.current = None;
+        self.flush_overdue();
         result
     }
 }

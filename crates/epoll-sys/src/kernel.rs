@@ -206,6 +206,19 @@ pub enum Signal {
     User2,
 }
 
+/// As operators know it: `SIGTERM`.
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hangup => "SIGHUP",
+            Self::Interrupt => "SIGINT",
+            Self::Terminate => "SIGTERM",
+            Self::User1 => "SIGUSR1",
+            Self::User2 => "SIGUSR2",
+        })
+    }
+}
+
 /// Options set once on a listener. On Linux connections inherit them, which saves a system call for each on
 /// every accept. Times are rounded up to what the kernel counts in. Unix sockets take the backlog alone.
 #[derive(Clone, Debug)]

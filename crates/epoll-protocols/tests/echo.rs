@@ -1,0 +1,158 @@
+//! Echo over real sockets: every byte back and in order, whatever the limits, and no more held than they say.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    reason = "a panic is how a test fails"
+)]
+
+mod support;
+
+use epoll_protocols::Echo;
+use epoll_reactor::Limits;
+use support::{Client, End, Server};
+
+/// The byte at this place of what a client sends; no two stretches of a kilobyte are alike.
+fn byte(at: usize) -> u8 {
+    (at ^ (at >> 8) ^ (at >> 16)).to_le_bytes()[0]
+}
+
+/// Sends `total` bytes as fast as the server takes them, reads whatever comes from the first turn in which
+/// `may_read`, and checks every byte.
+fn echo(
+    server: &mut Server<Echo>,
+    client: &mut Client,
+    total: usize,
+    mut may_read: impl FnMut(usize) -> bool,
+) {
+    let (mut sent, mut received) = (0, 0);
+    let mut reading = false;
+    let chunk = |from: usize| -> Vec<u8> { (from..total.min(from + (1 << 16))).map(byte).collect() };
+    let mut next = chunk(0);
+    server.until("all bytes to come back", |_| {
+        let mut pushed = 0;
+        while !next.is_empty() {
+            let count = client.push(&next);
+            pushed += count;
+            sent += count;
+            if count == next.len() {
+                next = chunk(sent);
+            } else {
+                next.drain(..count);
+                break;
+            }
+        }
+        reading |= may_read(pushed);
+        while reading && client.pull(1 << 16) > 0 {
+            let bytes = client.rest_bytes();
+            assert!(bytes.iter().enumerate().all(|(at, it)| *it == byte(received + at)), "after {received}");
+            received += bytes.len();
+        }
+        received == total
+    });
+    client.finish();
+    assert_eq!(server.rest(client), (String::new(), End::Finished), "nothing comes after the last byte");
+}
+
+#[test]
+fn many_bytes_come_back_to_a_reader_that_starts_late() {
+    const TOTAL: usize = 64 << 20;
+    let limits = Limits::default();
+    let bound = limits.output_high_water + limits.read_buffer;
+    let mut server = Server::new(Echo, limits);
+    let mut client = server.join();
+    let mut stuck = 0;
+    echo(&mut server, &mut client, TOTAL, |pushed| {
+        // Nothing has moved for some turns: the server has stopped reading.
+        stuck = if pushed == 0 { stuck + 1 } else { 0 };
+        stuck == 20
+    });
+    assert!(stuck >= 20, "the server took everything without being read");
+    assert!(server.peak <= bound, "{} bytes were buffered, more than {bound}", server.peak);
+    assert!(server.peak > 0, "the client was never late");
+    assert_eq!(server.reactor.ctx().buffered(), 0);
+}
+
+#[test]
+fn limits_smaller_than_one_read_do_not_lose_a_byte() {
+    // The read buffer is 64 KiB. In the last row nothing is ever above the high water mark.
+    for (output, high, low) in [(1000, 500, 100), (2, 1, 0), (4096, 4095, 4094), (1000, 1000, 0)] {
+        let limits = Limits { output, output_high_water: high, output_low_water: low, ..Limits::default() };
+        let mut server = Server::new(Echo, limits);
+        let mut client = server.join();
+        let total = if output == 2 { 3000 } else { 300_000 };
+        echo(&mut server, &mut client, total, |_| true);
+        // What was read and does not fit yet waits beside the output.
+        assert!(server.peak <= output + (64 << 10), "{output} {high} {low}: {}", server.peak);
+    }
+}
+
+#[test]
+fn bytes_that_come_before_the_end_are_answered_before_the_end() {
+    let mut server = Server::new(Echo, Limits::default());
+    let mut client = server.join();
+    client.push(b"last words\0\n");
+    client.finish();
+    assert_eq!(server.rest(&mut client), ("last words\0\n".to_owned(), End::Finished));
+}
+
+#[test]
+fn each_client_gets_its_own_bytes() {
+    let mut server = Server::new(Echo, Limits::default());
+    let mut clients: Vec<Client> = (0..20).map(|_| server.join()).collect();
+    for round in 0..50 {
+        for (number, client) in clients.iter_mut().enumerate() {
+            client.push(format!("{round} of {number}\n").as_bytes());
+        }
+    }
+    for (number, client) in clients.iter_mut().enumerate() {
+        for round in 0..50 {
+            assert_eq!(server.line(client), format!("{round} of {number}\n"));
+        }
+    }
+}
+
+#[test]
+fn who_sends_more_when_all_memory_is_in_use_is_disconnected_and_no_other() {
+    const MEMORY: usize = 40 << 10;
+    let limits = Limits {
+        memory: MEMORY,
+        read_buffer: 4 << 10,
+        // One client alone cannot use up the memory: its share is this and one read.
+        output_high_water: 34 << 10,
+        output_low_water: 1 << 10,
+        ..Limits::default()
+    };
+    let mut server = Server::new(Echo, limits);
+    let mut greedy = server.join();
+    let chunk: Vec<u8> = (0..1 << 16).map(byte).collect();
+    let mut sent = Vec::new();
+    let mut stuck = 0;
+    server.until("the server to stop reading", |_| {
+        let count = greedy.push(&chunk);
+        sent.extend_from_slice(&chunk[..count]);
+        stuck = if count == 0 { stuck + 1 } else { 0 };
+        stuck == 20
+    });
+    let held = server.reactor.ctx().buffered();
+    assert!(held >= 34 << 10, "only {held} bytes are held");
+
+    let mut other = server.join();
+    other.push(&chunk[..=MEMORY - held]);
+    let (_, end) = server.rest(&mut other);
+    assert!(end == End::Finished || end == End::Reset);
+    assert_eq!(server.reactor.ctx().connections(), 1);
+    assert_eq!(server.reactor.ctx().counters().sends_refused, 1);
+
+    server.until("everything to come back to the greedy one", |_| {
+        while greedy.pull(1 << 16) > 0 {}
+        greedy.ended.is_some() || greedy.len() == sent.len()
+    });
+    assert!(greedy.rest_bytes() == sent);
+    assert!(server.peak <= MEMORY, "{}", server.peak);
+    let mut later = server.join();
+    later.push(b"hello\n");
+    assert_eq!(server.line(&mut later), "hello\n");
+}
