@@ -252,53 +252,73 @@ const LINE: &[u8] = b"xxxxxxxx\n";
 
 #[test]
 fn the_limit_of_a_receiver_is_exact() {
-    for (policy, lines, skipped) in [(SlowReceivers::Drop, 5, 0), (SlowReceivers::Drop, 7, 2)] {
-        let kernel = Watched::new();
-        let sends = kernel.sends.clone();
-        let config =
-            BroadcastConfig { receiver_limit: 100, slow_receivers: policy, ..BroadcastConfig::default() };
-        let mut room = room_on(kernel, config);
-        let [mut sender, mut slow] = join(&mut room);
-        sends.held_back.set(true);
-        for number in 0..lines {
-            sender.push(LINE);
-            room.settle();
-            assert_eq!(room.reactor.ctx().buffered(), 20 * (number + 1).min(5));
+    for (receiver_limit, fitting) in [(100, 5), (99, 4)] {
+        for skipped in [0, 1, 3] {
+            let kernel = Watched::new();
+            let sends = kernel.sends.clone();
+            let slow_receivers = SlowReceivers::Drop;
+            let config = BroadcastConfig { receiver_limit, slow_receivers, ..BroadcastConfig::default() };
+            let mut room = room_on(kernel, config);
+            let [mut sender, mut slow] = join(&mut room);
+            sends.held_back.set(true);
+            for number in 1..=fitting + skipped {
+                sender.push(LINE);
+                room.settle();
+                assert_eq!(room.reactor.ctx().buffered(), 20 * number.min(fitting));
+            }
+            sends.held_back.set(false);
+            // The kernel tells that there is room along with this.
+            slow.push(b"\n");
+            for _ in 0..fitting {
+                assert_eq!(room.line(&mut slow), "[Client_1] xxxxxxxx\n");
+            }
+            if skipped > 0 {
+                assert_eq!(room.line(&mut slow), format!("[Server] {skipped} lines skipped\n"));
+            }
+            sender.push(b"end\n");
+            assert_eq!(room.line(&mut slow), "[Client_1] end\n");
         }
-        sends.held_back.set(false);
-        // The kernel tells that there is room along with this.
-        slow.push(b"\n");
-        for _ in 0..5 {
-            assert_eq!(room.line(&mut slow), "[Client_1] xxxxxxxx\n");
-        }
-        sender.push(b"end\n");
-        if skipped > 0 {
-            assert_eq!(room.line(&mut slow), format!("[Server] {skipped} lines skipped\n"));
-        }
-        assert_eq!(room.line(&mut slow), "[Client_1] end\n");
     }
 }
 
 #[test]
 fn one_line_above_its_limit_disconnects_a_receiver_and_no_other() {
-    for lines in [5, 6] {
+    for (receiver_limit, fitting) in [(100, 5), (99, 4)] {
         let kernel = Watched::new();
         let sends = kernel.sends.clone();
-        let config = BroadcastConfig { receiver_limit: 100, ..BroadcastConfig::default() };
-        let mut room = room_on(kernel, config);
+        let mut room = room_on(kernel, BroadcastConfig { receiver_limit, ..BroadcastConfig::default() });
         let [mut sender, mut slow] = join(&mut room);
         sends.held_back.set(true);
-        for _ in 0..lines {
+        for _ in 0..fitting {
             sender.push(LINE);
             room.settle();
+            assert_eq!(room.reactor.ctx().connections(), 2);
         }
-        let left = if lines == 5 { 2 } else { 1 };
-        assert_eq!(room.reactor.ctx().connections(), left, "after {lines} lines");
-        sends.held_back.set(false);
-        if lines == 6 {
-            assert_eq!(room.rest(&mut slow).0, "", "what was waiting is dropped");
-        }
+        sender.push(LINE);
+        room.settle();
+        assert_eq!(room.reactor.ctx().connections(), 1);
+        assert_eq!(room.rest(&mut slow).0, "", "what was waiting is dropped");
     }
+}
+
+#[test]
+fn a_client_that_has_said_its_last_still_gets_what_waits_for_it() {
+    let mut room = room(BroadcastConfig::default());
+    let [mut sender, mut slow] = join(&mut room);
+    let mut sent = 0;
+    // Until some waits though the kernel has had time to take it.
+    while room.reactor.ctx().buffered() == 0 {
+        for _ in 0..50 {
+            let line = format!("{sent} {}\n", "x".repeat(1990));
+            room.send(&mut sender, line.as_bytes());
+            sent += 1;
+        }
+        room.settle();
+    }
+    slow.finish();
+    room.settle();
+    let (heard, end) = room.rest(&mut slow);
+    assert_eq!((account(&heard), end), ((sent, 0), End::Finished));
 }
 
 /// What a receiver of numbered lines makes of its gaps: the number of lines it got and the number it was told it

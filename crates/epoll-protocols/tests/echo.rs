@@ -99,6 +99,28 @@ fn bytes_that_come_before_the_end_are_answered_before_the_end() {
 }
 
 #[test]
+fn bytes_that_wait_at_the_end_are_answered_too() {
+    let mut server = Server::new(Echo, Limits::default());
+    let mut client = server.join();
+    let mut sent = Vec::new();
+    // Until some waits though the kernel has had time to take it.
+    while server.reactor.ctx().buffered() == 0 {
+        let piece: Vec<u8> = (sent.len()..sent.len() + (1 << 16)).map(byte).collect();
+        server.send(&mut client, &piece);
+        server.settle();
+        sent.extend(piece);
+    }
+    client.finish();
+    server.settle();
+    server.until("the end", |_| {
+        while client.pull(1 << 16) > 0 {}
+        client.ended.is_some()
+    });
+    assert!(client.rest_bytes() == sent);
+    assert_eq!(client.ended, Some(End::Finished));
+}
+
+#[test]
 fn each_client_gets_its_own_bytes() {
     let mut server = Server::new(Echo, Limits::default());
     let mut clients: Vec<Client> = (0..20).map(|_| server.join()).collect();

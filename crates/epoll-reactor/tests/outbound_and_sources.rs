@@ -199,6 +199,7 @@ fn one_that_is_closed_before_it_is_made_never_opens_but_delivers_what_was_sent()
         close(harness.ctx(), id);
         assert_eq!(harness.closed(id), CloseReason::Local);
     }
+    assert_eq!(harness.kernel.count(Method::Connect), 1, "nor is it started");
     assert_eq!(harness.script().opened(), []);
 }
 

@@ -1,0 +1,211 @@
+//! The command line as it is typed, and the help. Not what it comes to: `options.rs` checks it and makes limits
+//! of it.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+// Paragraphs are one line each here: clap wraps them to the terminal.
+const AFTER_HELP: &str = "\
+Without a protocol it is `broadcast`, whose own flags are then understood too.
+
+Examples:
+  epoll-server
+      Broadcast on 127.0.0.1:8080; `nc 127.0.0.1 8080` takes part.
+  epoll-server --listen '[::]:7000' --listen unix:/run/chat --slow-receivers drop
+      Every address, and a Unix socket; slow clients miss lines.
+  RUST_LOG=debug epoll-server http --listen 127.0.0.1:0 --idle-timeout 5m
+      A port that the system chooses; a log that tells more.
+
+Output: \
+one line `listening on ADDR` for each listener on standard output, once all of them are open. The log goes to \
+standard error; RUST_LOG sets what it tells (error, warn, info, debug, trace; default info).
+
+Signals: \
+SIGINT or SIGTERM stops accepting, lets clients have what is on its way to them, and exits when all have ended \
+or --grace has passed. A second one exits at once.
+
+Exit codes:
+  0  stopped by a signal, drained or after --grace
+  1  could not start (such as an address in use) or could not go on
+  2  the command line was not understood, or its limits contradict
+  3  stopped at once by a second signal";
+
+/// Serve many TCP clients from one thread: broadcast lines, echo bytes, or answer HTTP/1.1.
+#[derive(Debug, Parser)]
+#[command(version, after_long_help = AFTER_HELP)]
+#[command(subcommand_help_heading = "Protocols", subcommand_value_name = "PROTOCOL")]
+// `options.rs` puts in a protocol that is left out; here it is required, which the usage must not say.
+#[command(override_usage = "epoll-server [OPTIONS] [PROTOCOL]", arg_required_else_help = false)]
+pub(crate) struct Flags {
+    #[command(subcommand)]
+    pub(crate) protocol: ProtocolFlags,
+    #[command(flatten)]
+    pub(crate) listen: ListenFlag,
+    #[command(flatten)]
+    pub(crate) common: CommonFlags,
+}
+
+/// Not global, unlike the rest: of a global flag that is given on both sides of the protocol, clap forgets the
+/// first.
+#[derive(Debug, Args)]
+pub(crate) struct ListenFlag {
+    /// Where to listen: HOST:PORT, [IPv6]:PORT or unix:PATH [default: 127.0.0.1:8080]
+    ///
+    /// Give it again for more listeners. Port 0 has the system choose one. `[::]` stands for every IPv6 and IPv4
+    /// address. Of a host name with several addresses, the first that can be listened on is used, and the log
+    /// says so. The file of a Unix socket is removed at the end; one that nobody listens on is replaced.
+    #[arg(long = "listen", value_name = "ADDR")]
+    pub(crate) addresses: Vec<String>,
+}
+
+/// Options of all protocols, before or behind its name.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options for every protocol")]
+pub(crate) struct CommonFlags {
+    /// How many connections may be open at one time
+    ///
+    /// Further clients are accepted and closed at once, so that they need not wait to learn of it. The limit on
+    /// open files, raised at the start to all that is allowed, may be the tighter one; then some are turned away
+    /// and others wait until there is room.
+    #[arg(long, global = true, value_name = "NUMBER", default_value = "100000")]
+    pub(crate) max_connections: NonZeroUsize,
+
+    /// Close connections silent in both directions for this long [default: never]
+    ///
+    /// A time such as 500ms, 90s, 5m or `1h 30m`. Peers that have vanished are found in any case, by TCP
+    /// keep-alive.
+    #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
+    pub(crate) idle_timeout: Option<Duration>,
+
+    /// Close connections that take nothing of what waits for them for this long
+    ///
+    /// A time such as 500ms, 90s or 5m. A client that has stopped reading holds memory until then.
+    #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = timeout)]
+    pub(crate) write_timeout: Duration,
+
+    /// How much input and output may wait in the server for all connections together
+    ///
+    /// A size such as 64MiB, 1GiB or 1000000 (bytes). It is what keeps many clients that are each within their
+    /// limits from using up the machine; what the kernel holds comes on top. At it, output is refused and
+    /// unfinished messages end their connection.
+    #[arg(long, global = true, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
+    pub(crate) memory_limit: usize,
+
+    /// How long a signal to stop lets connections end by themselves
+    ///
+    /// A time such as 10s or 2m. What is left then is closed, and the exit code is still 0.
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub(crate) grace: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ProtocolFlags {
+    /// Send each line of a client to all the others, as `[Client_N] LINE` (the default)
+    ///
+    /// N counts the connections from 1. A line may hold any bytes but a newline, and arrives whole or not at
+    /// all; the lines of one client arrive in their order. An unfinished line is dropped when its client leaves.
+    Broadcast(BroadcastFlags),
+    /// Send every byte back to where it came from
+    ///
+    /// A client that does not read what comes back is not read from either, until it does.
+    Echo(EchoFlags),
+    /// Answer HTTP/1.1: a page at `/`, a greeting at `/hello`, and what is posted to `/echo`
+    ///
+    /// `GET /` is a small HTML page, `GET /hello` is `Hello, World!` as text/plain, `POST /echo` is answered with
+    /// the request's body as it came. Anything else is not found (404).
+    Http(HttpFlags),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BroadcastFlags {
+    #[command(flatten)]
+    pub(crate) listen: ListenFlag,
+
+    /// The longest line, in bytes without its newline
+    ///
+    /// A size such as 64KiB or 1000 (bytes). Lines are passed on whole, so one that has no end yet takes memory;
+    /// a client that sends a longer one is disconnected.
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
+    pub(crate) line_limit: usize,
+
+    /// How much may wait in the server for a client that reads slowly
+    ///
+    /// A size such as 1MiB or 500000 (bytes). The kernel holds up to some megabytes more for each client. What
+    /// happens beyond it, --slow-receivers says.
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = size)]
+    pub(crate) receiver_limit: usize,
+
+    /// What happens to a client for which --receiver-limit bytes wait
+    #[arg(long, value_name = "POLICY", default_value = "disconnect")]
+    pub(crate) slow_receivers: SlowReceiversFlag,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum SlowReceiversFlag {
+    /// It is disconnected, and so knows that it missed something
+    Disconnect,
+    /// It misses lines until it has caught up, and is told how many: `[Server] N lines skipped`
+    Drop,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EchoFlags {
+    #[command(flatten)]
+    pub(crate) listen: ListenFlag,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HttpFlags {
+    #[command(flatten)]
+    pub(crate) listen: ListenFlag,
+
+    /// The largest request line and header fields together
+    ///
+    /// A size such as 16KiB. A request with more is answered 431, or 414 when its first line alone is too long.
+    #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = size)]
+    pub(crate) head_limit: usize,
+
+    /// The largest request body
+    ///
+    /// A size such as 1MiB or 0. A body is held whole until it is answered; a request with a larger one is
+    /// answered 413.
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = size)]
+    pub(crate) body_limit: usize,
+
+    /// How long a client may take to send a request's line and header fields
+    ///
+    /// A time such as 10s. It also bounds the wait for a new client's first byte. Beyond it the answer is 408:
+    /// thousands of clients that send a byte a minute must not hold connections for ever.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
+    pub(crate) header_timeout: Duration,
+
+    /// How long a client may take to send a request's body
+    ///
+    /// A time such as 60s. Beyond it the answer is 408.
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = timeout)]
+    pub(crate) body_timeout: Duration,
+
+    /// How long a connection stays open between requests
+    ///
+    /// A time such as 60s. A new connection costs more than one that waits, but each one that waits takes a
+    /// descriptor.
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = timeout)]
+    pub(crate) keep_alive_timeout: Duration,
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let ByteSize(bytes) = text.parse().map_err(|_| "not a size such as 4096, 64KiB or 1.5MiB".to_owned())?;
+    usize::try_from(bytes).map_err(|_| "more than this machine can address".to_owned())
+}
+
+/// A time after which something is closed. Zero would close everything; most who write it mean "never".
+fn timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,73 @@
+//! The command `epoll-server`: flags to limits, limits to a loop, the loop's end to an exit code.
+//!
+//! The only crate of the workspace that reads arguments and the environment, decides on signals and sets up the
+//! log. It knows no protocol and no socket: those are `epoll-protocols` and `epoll-reactor`.
+
+#![forbid(unsafe_code)]
+
+mod flags;
+mod http;
+mod options;
+mod serve;
+
+use std::io::{self, Write};
+use std::panic;
+use std::process::ExitCode;
+
+use env_logger::Env;
+use epoll_protocols::http1::Http;
+use epoll_protocols::{Broadcast, Echo};
+use epoll_reactor::{Signal, Stopped, block_signals, raise_open_file_limit};
+
+use crate::options::{Options, Protocol};
+use crate::serve::serve;
+
+/// The first one drains the server, the second one ends it.
+const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
+
+fn main() -> ExitCode {
+    match run() {
+        // The help text lists these codes.
+        Ok(Stopped::Drained | Stopped::DeadlinePassed) => ExitCode::SUCCESS,
+        Ok(Stopped::Forced) => ExitCode::from(3),
+        Err(error) => {
+            // If even this cannot be written, the exit code still tells.
+            let _: io::Result<()> = writeln!(io::stderr(), "epoll-server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<Stopped> {
+    // Before anything that might start a thread: one that does not block a signal is killed by it.
+    block_signals(&SIGNALS)?;
+    let options = Options::from_command_line();
+    start_log();
+    open_as_many_files_as_allowed();
+    let Options { addresses, limits, protocol } = options;
+    match protocol {
+        Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &addresses),
+        Protocol::Echo => serve(Echo, limits, &addresses),
+        Protocol::Http(config) => serve(Http::new(http::answer, config), limits, &addresses),
+    }
+}
+
+/// Logs to standard error what `RUST_LOG` says. A log that cannot be written stops nothing.
+fn start_log() {
+    let from_environment = || env_logger::Builder::from_env(Env::default().default_filter_or("info"));
+    // Of a `RUST_LOG` that makes no sense it tells with eprintln!, which panics where nothing can be written.
+    let builder = panic::catch_unwind(from_environment);
+    builder.unwrap_or_else(|_| env_logger::Builder::new()).init();
+}
+
+/// Each connection takes a descriptor, and the usual soft limit of 1024 is there for select(2), which this
+/// program does not use.
+fn open_as_many_files_as_allowed() {
+    match raise_open_file_limit() {
+        Ok(limit) if limit.before < limit.now => {
+            log::info!("open files: limit raised from {} to {}", limit.before, limit.now);
+        }
+        Ok(limit) => log::info!("open files: limit is {}", limit.now),
+        Err(errno) => log::warn!("open files: cannot raise the limit: {}", errno.desc()),
+    }
+}

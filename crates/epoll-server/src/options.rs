@@ -1,0 +1,274 @@
+//! What the flags come to: addresses, limits, and a protocol with its configuration, checked against each
+//! other. Not the flags themselves, which are in `flags.rs`.
+
+use std::env;
+use std::ffi::OsString;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use epoll_protocols::http1::HttpConfig;
+use epoll_protocols::{BroadcastConfig, SlowReceivers};
+use epoll_reactor::Limits;
+
+use crate::flags::{
+    BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag,
+};
+
+const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
+const DEFAULT_PROTOCOL: &str = "broadcast";
+
+/// `[Client_18446744073709551615] ` and a newline.
+const LINE_OVERHEAD: usize = 31;
+
+/// More than the status line and the fields of an answer of `http.rs`.
+const ANSWER_HEAD: usize = 4096;
+
+/// What to serve, where, and within which bounds.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Where to listen, as typed. At least one.
+    pub(crate) addresses: Vec<String>,
+    pub(crate) limits: Limits,
+    pub(crate) protocol: Protocol,
+}
+
+/// A protocol and its configuration.
+#[derive(Debug)]
+pub(crate) enum Protocol {
+    Broadcast(BroadcastConfig),
+    Echo,
+    Http(HttpConfig),
+}
+
+impl Options {
+    /// Reads the arguments of the process. If they ask for help or make no sense, this says so and exits.
+    pub(crate) fn from_command_line() -> Self {
+        Self::read(&env::args_os().collect::<Vec<_>>()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn read(arguments: &[OsString]) -> Result<Self, clap::Error> {
+        Self::from_flags(parse(arguments)?).map_err(|contradiction| {
+            clap::Error::raw(ErrorKind::ValueValidation, format!("{contradiction}\n"))
+        })
+    }
+
+    /// The error is a sentence that names the flags which contradict each other.
+    fn from_flags(flags: Flags) -> Result<Self, String> {
+        let Flags { protocol, listen, common } = flags;
+        let (behind, protocol, limits) = match protocol {
+            ProtocolFlags::Broadcast(flags) => broadcast(flags, &common)?,
+            ProtocolFlags::Echo(flags) => (flags.listen, Protocol::Echo, limits(&common)),
+            ProtocolFlags::Http(flags) => http(flags, &common)?,
+        };
+        if limits.memory < limits.output {
+            return Err(format!(
+                "--memory-limit ({}) is below the {} bytes that may wait for one connection",
+                limits.memory, limits.output
+            ));
+        }
+        let mut addresses = [listen.addresses, behind.addresses].concat();
+        if addresses.is_empty() {
+            addresses.push(DEFAULT_ADDRESS.to_owned());
+        }
+        Ok(Self { addresses, limits, protocol })
+    }
+}
+
+/// Understands the command line, with the protocol put in if it was left out: then its own flags are
+/// understood too.
+fn parse(arguments: &[OsString]) -> Result<Flags, clap::Error> {
+    let error = match Flags::try_parse_from(arguments) {
+        Err(error) if matches!(error.kind(), ErrorKind::MissingSubcommand | ErrorKind::UnknownArgument) => {
+            error
+        }
+        result => return result,
+    };
+    let (program, rest) = arguments.split_at(arguments.len().min(1));
+    match Flags::try_parse_from([program, &[DEFAULT_PROTOCOL.into()], rest].concat()) {
+        // Unknown either way: the first error has seen what was typed.
+        Err(second) if second.kind() == ErrorKind::UnknownArgument => Err(error),
+        result => result,
+    }
+}
+
+fn limits(common: &CommonFlags) -> Limits {
+    Limits {
+        connections: common.max_connections.get(),
+        idle_timeout: common.idle_timeout,
+        write_stall_timeout: common.write_timeout,
+        memory: common.memory_limit,
+        drain_grace: common.grace,
+        ..Limits::default()
+    }
+}
+
+fn broadcast(flags: BroadcastFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol, Limits), String> {
+    let BroadcastFlags { listen, line_limit, receiver_limit, slow_receivers } = flags;
+    if line_limit.saturating_add(LINE_OVERHEAD) > receiver_limit {
+        return Err(format!(
+            "--receiver-limit ({receiver_limit}) is too small for a line of --line-limit ({line_limit}) bytes with \
+             its sender, {LINE_OVERHEAD} bytes more"
+        ));
+    }
+    let slow_receivers = match slow_receivers {
+        SlowReceiversFlag::Disconnect => SlowReceivers::Disconnect,
+        SlowReceiversFlag::Drop => SlowReceivers::Drop,
+    };
+    let config = BroadcastConfig { line_limit, receiver_limit, slow_receivers };
+    let limits = config.limits(limits(common));
+    Ok((listen, Protocol::Broadcast(config), limits))
+}
+
+fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol, Limits), String> {
+    let mut config = HttpConfig {
+        head_timeout: flags.header_timeout,
+        body_timeout: flags.body_timeout,
+        keep_alive_timeout: flags.keep_alive_timeout,
+        ..HttpConfig::default()
+    };
+    config.limits.head = flags.head_limit;
+    config.limits.body = flags.body_limit;
+    // The target is part of the head, so a smaller head makes for a smaller target.
+    config.limits.target = config.limits.target.min(flags.head_limit.saturating_sub(1));
+    config.limits.check().map_err(|broken| format!("--head-limit ({}): {broken}", flags.head_limit))?;
+    let limits = config.limits(limits(common));
+    // `POST /echo` answers with as much as it was sent, behind whatever answers still wait.
+    let answer = flags.body_limit.saturating_add(config.limits.output_batch).saturating_add(ANSWER_HEAD);
+    let limits = Limits { output: limits.output.max(answer), ..limits };
+    Ok((flags.listen, Protocol::Http(config), limits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<Options, clap::Error> {
+        Options::read(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+    }
+
+    fn refused(line: &str) -> String {
+        let error = read(line).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{line}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        <Flags as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_libraries() {
+        let bare = read("epoll-server").unwrap();
+        assert_eq!(bare.addresses, [DEFAULT_ADDRESS]);
+        let Protocol::Broadcast(config) = bare.protocol else { panic!("{:?}", bare.protocol) };
+        let expected = BroadcastConfig::default();
+        assert_eq!(format!("{config:?}"), format!("{expected:?}"));
+        assert_eq!(format!("{:?}", bare.limits), format!("{:?}", expected.limits(Limits::default())));
+
+        let echo = read("epoll-server echo").unwrap();
+        assert_eq!(format!("{:?}", echo.limits), format!("{:?}", Limits::default()));
+
+        let http = read("epoll-server http").unwrap();
+        let Protocol::Http(config) = http.protocol else { panic!("{:?}", http.protocol) };
+        let expected = HttpConfig::default();
+        assert_eq!(format!("{config:?}"), format!("{expected:?}"));
+        assert_eq!(format!("{:?}", http.limits), format!("{:?}", expected.limits(Limits::default())));
+    }
+
+    #[test]
+    fn common_flags_mean_the_same_before_and_behind_the_protocol_and_without_one() {
+        let flags =
+            "--max-connections 7 --idle-timeout 5m --write-timeout 500ms --memory-limit 64MiB --grace 0s";
+        for line in [
+            format!("epoll-server {flags}"),
+            format!("epoll-server {flags} echo"),
+            format!("epoll-server echo {flags}"),
+            format!("epoll-server http {flags}"),
+            format!("epoll-server --grace 0s broadcast {flags}"),
+        ] {
+            let limits = read(&line).unwrap().limits;
+            assert_eq!(limits.connections, 7, "{line}");
+            assert_eq!(limits.idle_timeout.unwrap().as_secs(), 300, "{line}");
+            assert_eq!(limits.write_stall_timeout.as_millis(), 500, "{line}");
+            assert_eq!(limits.memory, 64 << 20, "{line}");
+            assert!(limits.drain_grace.is_zero(), "{line}");
+        }
+    }
+
+    #[test]
+    fn addresses_add_up_in_their_order() {
+        for line in [
+            "epoll-server --listen a:1 --listen b:2 --listen c:3",
+            "epoll-server --listen a:1 --listen b:2 echo --listen c:3",
+            "epoll-server broadcast --listen a:1 --listen b:2 --listen c:3",
+        ] {
+            assert_eq!(read(line).unwrap().addresses, ["a:1", "b:2", "c:3"], "{line}");
+        }
+    }
+
+    #[test]
+    fn broadcast_flags_do_without_the_protocol() {
+        for line in ["epoll-server broadcast", "epoll-server"] {
+            let line =
+                format!("{line} --line-limit 1KiB --grace 1s --receiver-limit 4000 --slow-receivers drop");
+            let Protocol::Broadcast(config) = read(&line).unwrap().protocol else { panic!("{line}") };
+            assert_eq!((config.line_limit, config.receiver_limit), (1024, 4000));
+            assert_eq!(config.slow_receivers, SlowReceivers::Drop);
+        }
+        assert!(refused("epoll-server --line-limit 1XB").contains("'1XB' for '--line-limit <SIZE>'"));
+        assert!(refused("epoll-server --line-limit 1KiB echo").contains("--line-limit"));
+        assert!(refused("epoll-server echo --line-limit 1KiB").contains("--line-limit"));
+        assert!(refused("epoll-server --body-limit 1KiB").contains("--body-limit"));
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_with_its_flag() {
+        let rows = [
+            ("--grace", "10"),
+            ("--grace", "-1s"),
+            ("--idle-timeout", "0s"),
+            ("--write-timeout", "soon"),
+            ("--memory-limit", "64Kx"),
+            ("--memory-limit", "1.2.3MiB"),
+            ("--max-connections", "0"),
+            ("--max-connections", "many"),
+            ("--slow-receivers", "shout"),
+        ];
+        for (flag, value) in rows {
+            let message = refused(&format!("epoll-server {flag}={value}"));
+            let first_line = message.lines().next().unwrap();
+            assert!(first_line.contains(flag) && first_line.contains(value), "{message}");
+        }
+    }
+
+    #[test]
+    fn limits_that_contradict_each_other_take_one_line() {
+        let rows = [
+            ("epoll-server --line-limit 2KiB --receiver-limit 2KiB", ["--receiver-limit", "--line-limit"]),
+            ("epoll-server --memory-limit 1KiB", ["--memory-limit", "1024"]),
+            ("epoll-server --receiver-limit 300MiB", ["--memory-limit", "one connection"]),
+            ("epoll-server http --body-limit 1GiB", ["--memory-limit", "one connection"]),
+            ("epoll-server http --head-limit 1", ["--head-limit", "target"]),
+            ("epoll-server --line-limit 99EiB", ["--receiver-limit", "--line-limit"]),
+        ];
+        for (line, parts) in rows {
+            let message = refused(line);
+            assert_eq!(message.lines().count(), 1, "{message}");
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_accepted_makes_limits_that_hold() {
+        for line in [
+            "epoll-server --line-limit 0 --receiver-limit 32",
+            "epoll-server --receiver-limit 16EiB --memory-limit 16EiB --line-limit 1EiB",
+            "epoll-server http --head-limit 2 --body-limit 0",
+            "epoll-server http --head-limit 1EiB --body-limit 1EiB --memory-limit 16EiB",
+            "epoll-server echo --memory-limit 4MiB --max-connections 1 --grace 100000000days",
+        ] {
+            read(line).unwrap().limits.check().unwrap();
+        }
+    }
+}
