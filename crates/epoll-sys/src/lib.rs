@@ -1,7 +1,8 @@
 //! The kernel, as an epoll server sees it: about twenty calls behind one trait.
 //!
 //! [`Kernel`] is the seam of the whole project. [`Linux`] is the real implementation, on the `nix` crate;
-//! a simulated one can take its place, so that everything above this crate runs the same on both.
+//! a simulated one can take its place, so that everything above this crate runs the same on both: the module
+//! `sim`, with the feature of that name.
 //!
 //! What this crate never does: it keeps no connection state, makes no policy and never retries. Each
 //! method is one step of the kernel, and its documentation lists the errors and what the caller owes for
@@ -15,6 +16,8 @@ mod event;
 mod kernel;
 mod linux;
 mod process;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod time;
 
 pub use address::Address;

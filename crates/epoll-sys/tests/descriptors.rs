@@ -11,6 +11,7 @@ fn without_descriptors_connections_stay_and_no_edge_tells_of_them() {
     let linux = Linux::new().unwrap();
     let anywhere = Address::Tcp("127.0.0.1:0".parse().unwrap());
     let listener = linux.listen(&anywhere, &ListenOptions::default()).unwrap();
+    let idle = linux.listen(&anywhere, &ListenOptions::default()).unwrap();
     let address = linux.local_address(&listener).unwrap();
     linux.add(&listener, Interest::Readable, 1).unwrap();
     let clients = [linux.connect(&address).unwrap(), linux.connect(&address).unwrap()];
@@ -25,6 +26,7 @@ fn without_descriptors_connections_stay_and_no_edge_tells_of_them() {
     drop(spare);
     setrlimit(Resource::RLIMIT_NOFILE, full, hard).unwrap();
     assert_eq!(linux.accept(&listener).unwrap_err(), Errno::EMFILE);
+    assert_eq!(linux.accept(&idle).unwrap_err(), Errno::EMFILE, "although nothing is pending");
     assert_eq!(linux.connect(&address).unwrap_err(), Errno::EMFILE);
     assert_eq!(linux.eventfd().unwrap_err(), Errno::EMFILE);
     assert_eq!(Linux::new().unwrap_err(), Errno::EMFILE);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use epoll_sys::{Address, ConnectProgress, Errno, Event, Events, Interest, Kernel, ListenOptions, Readiness};
 
 /// How long something that must happen may take. Only a failing test waits this long.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The tokens that tests give to the two ends.
 pub(crate) const CLIENT: u64 = 1;
@@ -84,6 +84,16 @@ pub(crate) fn pair<K: Kernel>(kernel: &K) -> (K::Fd, K::Fd) {
     let (client, progress) = kernel.connect(&address).unwrap();
     assert!(matches!(progress, ConnectProgress::Connected | ConnectProgress::InProgress));
     let (server, _) = accept(kernel, &listener);
+    (client, server)
+}
+
+/// Two ends of a connection between Unix sockets, neither registered.
+pub(crate) fn unix_pair<K: Kernel>(kernel: &K) -> (K::Fd, K::Fd) {
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("socket"));
+    let listener = kernel.listen(&address, &ListenOptions::default()).unwrap();
+    let (client, _) = kernel.connect(&address).unwrap();
+    let (server, _) = kernel.accept(&listener).unwrap();
     (client, server)
 }
 

@@ -1,8 +1,12 @@
 //! Listening, connecting, accepting, and addresses.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
 use epoll_sys::{Address, ConnectProgress, Errno, Interest, Kernel, ListenOptions};
 
-use crate::bench::{Bench, CLIENT, LISTENER, accept, listener};
+use crate::bench::{Bench, CLIENT, LISTENER, accept, listener, loopback};
 
 pub(crate) fn port_zero_becomes_a_real_port<K: Kernel>(kernel: &K) {
     let (_first, first) = listener(kernel);
@@ -117,4 +121,91 @@ pub(crate) fn unix_sockets_to_nobody_are_refused<K: Kernel>(kernel: &K) {
     kernel.remove_socket_file(&address).unwrap();
     assert_eq!(kernel.connect(&address).unwrap_err(), Errno::ENOENT);
     assert_eq!(kernel.remove_socket_file(&address), Err(Errno::ENOENT));
+}
+
+pub(crate) fn after_the_error_a_refused_connection_is_over<K: Kernel>(kernel: &K) {
+    let somewhere = Address::Tcp("127.0.0.3:0".parse().unwrap());
+    let listener = kernel.listen(&somewhere, &ListenOptions::default()).unwrap();
+    let address = kernel.local_address(&listener).unwrap();
+    drop(listener);
+    // Linux may refuse at once.
+    let Ok((client, _)) = kernel.connect(&address) else { return };
+    kernel.add(&client, Interest::Stream, CLIENT).unwrap();
+    Bench::new(kernel).find(CLIENT, |readiness| readiness.is_error());
+    assert_eq!(kernel.recv(&client, &mut [0; 4]), Err(Errno::ECONNREFUSED));
+    assert_eq!(kernel.recv(&client, &mut [0; 4]), Ok(0));
+    assert_eq!(kernel.send(&client, b"x"), Err(Errno::EPIPE));
+    assert_eq!(kernel.shutdown_write(&client), Err(Errno::ENOTCONN));
+}
+
+pub(crate) fn names_that_would_mean_something_else_are_refused<K: Kernel>(kernel: &K) {
+    let rows = [
+        (Address::UnixUnnamed, Errno::EINVAL),
+        (Address::Unix(PathBuf::new()), Errno::EINVAL),
+        (Address::Unix(PathBuf::from("\0abstract")), Errno::EINVAL),
+        (Address::Unix(PathBuf::from("in\0side")), Errno::EINVAL),
+        (Address::Unix(PathBuf::from("x".repeat(108))), Errno::ENAMETOOLONG),
+    ];
+    for (address, error) in rows {
+        assert_eq!(kernel.connect(&address).unwrap_err(), error, "{address}");
+        assert_eq!(kernel.listen(&address, &ListenOptions::default()).unwrap_err(), error, "{address}");
+    }
+}
+
+pub(crate) fn listeners_share_an_address_only_if_both_say_so<K: Kernel>(kernel: &K) {
+    let options = ListenOptions { reuse_port: true, ..ListenOptions::default() };
+    let first = kernel.listen(&loopback(), &options).unwrap();
+    let address = kernel.local_address(&first).unwrap();
+    let _second = kernel.listen(&address, &options).unwrap();
+    assert_eq!(kernel.listen(&address, &ListenOptions::default()).unwrap_err(), Errno::EADDRINUSE);
+    let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.as_tcp().unwrap().port()));
+    assert_eq!(kernel.listen(&everywhere.into(), &ListenOptions::default()).unwrap_err(), Errno::EADDRINUSE);
+    let directory = tempfile::tempdir().unwrap();
+    let unix = Address::Unix(directory.path().join("socket"));
+    assert_eq!(kernel.listen(&unix, &options).unwrap_err(), Errno::EOPNOTSUPP);
+}
+
+pub(crate) fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not<K: Kernel>(kernel: &K) {
+    let directory = tempfile::tempdir().unwrap();
+    let address = Address::Unix(directory.path().join("socket"));
+    let options = ListenOptions { backlog: 0, ..ListenOptions::default() };
+    drop(kernel.listen(&address, &options).unwrap());
+    let listener = kernel.listen(&address, &options).unwrap();
+    // The first attempt fills the backlog, and a listener with a full one is alive too.
+    for _ in 0..2 {
+        assert_eq!(kernel.listen(&address, &options).unwrap_err(), Errno::EADDRINUSE);
+        assert_eq!(kernel.remove_socket_file(&address), Err(Errno::EADDRINUSE));
+    }
+    assert_eq!(kernel.connect(&address).unwrap_err(), Errno::EAGAIN);
+    // A client that says nothing.
+    let (visitor, _) = kernel.accept(&listener).unwrap();
+    assert_eq!(kernel.recv(&visitor, &mut [0; 4]), Ok(0));
+    kernel.connect(&address).unwrap();
+}
+
+pub(crate) fn an_unspecified_ipv6_listener_serves_ipv4_too<K: Kernel>(kernel: &K) {
+    let address = Address::Tcp((Ipv6Addr::UNSPECIFIED, 0).into());
+    let listener = match kernel.listen(&address, &ListenOptions::default()) {
+        Err(Errno::EAFNOSUPPORT | Errno::EADDRNOTAVAIL) => return, // A system without IPv6.
+        listener => listener.unwrap(),
+    };
+    let port = kernel.local_address(&listener).unwrap().as_tcp().unwrap().port();
+    let (client, _) = kernel.connect(&Address::Tcp((Ipv4Addr::LOCALHOST, port).into())).unwrap();
+    let (server, peer) = accept(kernel, &listener);
+    let client = kernel.local_address(&client).unwrap().as_tcp().unwrap();
+    let mapped = |port| Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), port)));
+    assert_eq!(peer, mapped(client.port()));
+    assert_eq!(kernel.local_address(&server), Ok(mapped(port)));
+}
+
+pub(crate) fn a_deferred_connection_waits_for_its_first_data<K: Kernel>(kernel: &K) {
+    let options = ListenOptions { defer_accept: Some(Duration::from_secs(5)), ..ListenOptions::default() };
+    let listener = kernel.listen(&loopback(), &options).unwrap();
+    let (client, _) = kernel.connect(&kernel.local_address(&listener).unwrap()).unwrap();
+    kernel.add(&client, Interest::Stream, CLIENT).unwrap();
+    assert!(Bench::new(kernel).next(CLIENT).is_writable());
+    assert_eq!(kernel.accept(&listener).unwrap_err(), Errno::EAGAIN);
+    kernel.send(&client, b"first").unwrap();
+    let (server, _) = accept(kernel, &listener);
+    assert_eq!(kernel.recv(&server, &mut [0; 16]), Ok(5));
 }

@@ -15,6 +15,7 @@ mod streaming;
 mod waiting;
 
 use epoll_sys::Linux;
+use epoll_sys::sim::{Faults, Sim};
 
 /// Makes a `#[test]` of each function, with a kernel of its own.
 macro_rules! tests {
@@ -48,6 +49,11 @@ macro_rules! contract {
                     adding_twice_is_an_error,
                     each_notification_is_an_edge,
                     a_notification_from_another_thread_ends_a_wait,
+                    what_is_added_again_is_reported_again,
+                    only_what_was_asked_for_is_reported,
+                    what_is_no_longer_ready_is_not_reported,
+                    a_notification_is_counted,
+                    calls_on_the_wrong_kind_fail,
                 ],
                 connecting: [
                     port_zero_becomes_a_real_port,
@@ -60,6 +66,12 @@ macro_rules! contract {
                     a_connect_to_nobody_is_refused,
                     unix_sockets_connect_at_once,
                     unix_sockets_to_nobody_are_refused,
+                    after_the_error_a_refused_connection_is_over,
+                    names_that_would_mean_something_else_are_refused,
+                    listeners_share_an_address_only_if_both_say_so,
+                    a_stale_unix_socket_is_replaced_and_a_live_one_is_not,
+                    an_unspecified_ipv6_listener_serves_ipv4_too,
+                    a_deferred_connection_waits_for_its_first_data,
                 ],
                 streaming: [
                     bytes_come_as_they_were_sent,
@@ -72,6 +84,12 @@ macro_rules! contract {
                     what_was_sent_before_the_accept_is_there,
                     data_and_end_in_one_event_must_be_read_to_the_end,
                     an_end_after_a_short_read_is_an_edge,
+                    reading_into_nothing_of_an_empty_socket,
+                    what_a_read_has_left_is_no_edge,
+                    more_data_is_an_edge_although_some_is_unread,
+                    room_that_was_not_missed_is_no_edge,
+                    a_full_unix_socket_takes_more_after_an_edge,
+                    sockets_are_read_and_written_like_anything_else,
                 ],
                 ending: [
                     the_end_is_read_again_and_again,
@@ -84,6 +102,16 @@ macro_rules! contract {
                     closing_with_unread_input_resets,
                     a_reset_connection_takes_no_more,
                     shutdown_after_a_reset_is_not_connected,
+                    data_before_a_reset_can_still_be_read,
+                    an_error_that_a_write_was_told_is_not_told_to_a_read,
+                    writing_to_a_closed_peer_breaks_the_pipe,
+                    a_reset_after_the_end_is_a_broken_pipe,
+                    ones_own_end_is_an_edge,
+                    ending_what_has_ended_is_not_connected,
+                    data_comes_after_ones_own_end,
+                    a_closed_listener_resets_what_waits,
+                    a_closed_unix_peer_hangs_up,
+                    a_unix_peer_closed_with_unread_input_resets,
                 ],
             }
         }
@@ -91,3 +119,4 @@ macro_rules! contract {
 }
 
 contract!(linux, Linux::new().unwrap());
+contract!(sim, Sim::new(1, Faults::none()).kernel());

@@ -4,7 +4,9 @@ use std::io::IoSlice;
 
 use epoll_sys::{Errno, Interest, Kernel};
 
-use crate::bench::{Bench, CLIENT, SERVER, accept, fill, listener, pair, read_exactly, watched_pair};
+use crate::bench::{
+    Bench, CLIENT, SERVER, accept, fill, listener, pair, read_exactly, unix_pair, watched_pair,
+};
 
 pub(crate) fn bytes_come_as_they_were_sent<K: Kernel>(kernel: &K) {
     let (mut bench, client, server) = watched_pair(kernel);
@@ -120,4 +122,60 @@ pub(crate) fn an_end_after_a_short_read_is_an_edge<K: Kernel>(kernel: &K) {
     kernel.shutdown_write(&client).unwrap();
     assert!(bench.next(SERVER).must_read_to_end());
     assert_eq!(kernel.recv(&server, &mut buffer).unwrap(), 0);
+}
+
+pub(crate) fn reading_into_nothing_of_an_empty_socket<K: Kernel>(kernel: &K) {
+    let (_bench, _client, server) = watched_pair(kernel);
+    assert_eq!(kernel.recv(&server, &mut []), Err(Errno::EAGAIN));
+}
+
+pub(crate) fn what_a_read_has_left_is_no_edge<K: Kernel>(kernel: &K) {
+    let (mut bench, client, server) = watched_pair(kernel);
+    kernel.send(&client, b"12345").unwrap();
+    bench.next(SERVER);
+    assert_eq!(kernel.recv(&server, &mut [0; 2]), Ok(2));
+    bench.expect_silence();
+    assert_eq!(kernel.recv(&server, &mut [0; 9]), Ok(3));
+}
+
+pub(crate) fn more_data_is_an_edge_although_some_is_unread<K: Kernel>(kernel: &K) {
+    let (mut bench, client, server) = watched_pair(kernel);
+    for _ in 0..3 {
+        kernel.send(&client, b"x").unwrap();
+        assert!(bench.next(SERVER).is_readable());
+        bench.expect_silence();
+    }
+    assert_eq!(kernel.recv(&server, &mut [0; 9]), Ok(3));
+}
+
+pub(crate) fn room_that_was_not_missed_is_no_edge<K: Kernel>(kernel: &K) {
+    let (mut bench, client, server) = watched_pair(kernel);
+    kernel.add(&client, Interest::Stream, CLIENT).unwrap();
+    bench.next(CLIENT);
+    kernel.send(&client, &[7; 1000]).unwrap();
+    bench.next(SERVER);
+    assert_eq!(read_exactly(&mut bench, &server, SERVER, 1000).len(), 1000);
+    bench.expect_silence();
+}
+
+pub(crate) fn a_full_unix_socket_takes_more_after_an_edge<K: Kernel>(kernel: &K) {
+    let (client, server) = unix_pair(kernel);
+    let mut bench = Bench::new(kernel);
+    kernel.add(&client, Interest::Stream, CLIENT).unwrap();
+    assert!(bench.next(CLIENT).is_writable());
+    let sent = fill(kernel, &client);
+    assert_eq!(kernel.send(&client, b"x"), Err(Errno::EAGAIN));
+    bench.expect_silence();
+    kernel.add(&server, Interest::Stream, SERVER).unwrap();
+    assert!(read_exactly(&mut bench, &server, SERVER, sent).iter().all(|&byte| byte == 7));
+    assert!(bench.next(CLIENT).is_writable());
+    assert_eq!(kernel.send(&client, b"x"), Ok(1));
+}
+
+pub(crate) fn sockets_are_read_and_written_like_anything_else<K: Kernel>(kernel: &K) {
+    let (mut bench, client, server) = watched_pair(kernel);
+    assert_eq!(kernel.write(&client, b"hello"), Ok(5));
+    bench.next(SERVER);
+    assert_eq!(kernel.read(&server, &mut [0; 9]), Ok(5));
+    assert_eq!(kernel.read(&server, &mut [0; 9]), Err(Errno::EAGAIN));
 }
