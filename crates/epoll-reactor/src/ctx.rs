@@ -325,6 +325,53 @@ impl Ctx {
         }
     }
 
+    /// Checks the loop's books, between turns: for tests, on the simulated kernel above all.
+    ///
+    /// # Errors
+    /// What does not hold, in words.
+    #[cfg(feature = "sim")]
+    pub fn audit(&self) -> Result<(), String> {
+        let mut sum = 0;
+        for token in (0..self.connections.end()).filter_map(|index| self.connections.token_at(index)) {
+            let Some(connection) = self.connections.get(token) else { continue };
+            let id = ConnId(token);
+            let (queued, held) = (connection.queued(), connection.held);
+            sum += queued + held + connection.input.as_ref().map_or(0, |tail| tail.len());
+            if queued > self.limits.output {
+                return Err(format!(
+                    "{id}: {queued} bytes queued, above the limit of {}",
+                    self.limits.output
+                ));
+            }
+            if connection.output.is_some() && queued == 0 {
+                return Err(format!("{id}: an empty queue was kept"));
+            }
+            if connection.in_dirty != self.dirty.contains(&id)
+                || connection.in_ready != self.ready.contains(&token)
+            {
+                return Err(format!("{id}: its marks and the loop's lists disagree"));
+            }
+            let armed = connection.armed;
+            if let Some(deadline) = connection.next_deadline(&self.limits)
+                && armed.is_none_or(|armed| deadline < armed)
+                && !matches!(connection.phase, Phase::Connecting)
+            {
+                return Err(format!("{id}: a deadline at {deadline:?}, and the timers know of {armed:?}"));
+            }
+        }
+        if sum != self.buffered {
+            return Err(format!("buffered is {}, and the sum over all connections {sum}", self.buffered));
+        }
+        let dying = self.dead.len();
+        if self.buffered > self.limits.memory && dying == 0 {
+            return Err(format!(
+                "{} bytes are held, above the limit of {}",
+                self.buffered, self.limits.memory
+            ));
+        }
+        Ok(())
+    }
+
     /// Sees to it that the loop looks at `id` no later than its nearest deadline.
     pub(crate) fn arm(&mut self, id: ConnId) {
         if let Some(connection) = self.connections.get_mut(id.0)

@@ -78,6 +78,8 @@ mod turn;
 
 pub use bytes::Bytes;
 pub use ctx::Ctx;
+#[cfg(feature = "sim")]
+pub use epoll_sys::sim;
 pub use epoll_sys::{
     Address, ConnectProgress, Errno, Event, Events, Interest, Kernel, Linux, ListenOptions, OpenFileLimit,
     Readiness, Signal, Timestamp, block_signals, raise_open_file_limit,
