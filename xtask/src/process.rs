@@ -1,0 +1,146 @@
+//! Programs that a measurement runs: built, started, looked at through /proc, and ended by id.
+
+use std::io::{self, BufRead, BufReader};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The workspace's root.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+/// Runs a command to its end; its output if it succeeded.
+pub(crate) fn output(command: &mut Command) -> io::Result<String> {
+    let output = command.stderr(Stdio::inherit()).output().map_err(|error| named(command, &error))?;
+    if !output.status.success() {
+        return Err(io::Error::other(format!("{:?}: {}", command.get_program(), output.status)));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether a program can be started.
+pub(crate) fn is_installed(program: &str, argument: &str) -> bool {
+    let quiet = Command::new(program).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    quiet.is_ok()
+}
+
+/// Builds the release server and returns its path.
+pub(crate) fn build_server() -> io::Result<PathBuf> {
+    output(Command::new(env!("CARGO")).current_dir(root()).args([
+        "build",
+        "--release",
+        "-p",
+        "epoll-server",
+    ]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    Ok(target.join("release/epoll-server"))
+}
+
+/// A port that was free a moment ago, for programs that cannot choose one themselves.
+pub(crate) fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// A running server. It is killed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) port: u16,
+}
+
+/// User and system CPU time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CpuTime {
+    pub(crate) user: Duration,
+    pub(crate) system: Duration,
+}
+
+impl Server {
+    /// Starts `epoll-server` by `command`, which must end in its arguments but for the address, and reads the port.
+    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+        command.args(["--listen", "127.0.0.1:0"]).env("RUST_LOG", "warn").stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| named(command, &error))?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line)?;
+        }
+        let port = line.trim().rsplit(':').next().and_then(|port| port.parse().ok());
+        match port {
+            Some(port) => Ok(Self { child, port }),
+            None => {
+                child.kill()?;
+                child.wait()?;
+                Err(io::Error::other(format!("no port in {line:?}")))
+            }
+        }
+    }
+
+    /// Starts a program that listens on the port it is given as its only argument, and waits until it does.
+    pub(crate) fn start_on_port(command: &mut Command) -> io::Result<Self> {
+        let port = free_port()?;
+        let child = command.arg(port.to_string()).spawn().map_err(|error| named(command, &error))?;
+        let server = Self { child, port };
+        let patience = Instant::now() + Duration::from_secs(5);
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if Instant::now() > patience {
+                return Err(io::Error::other(format!("nothing listens on port {port}")));
+            }
+            std::thread::yield_now();
+        }
+        Ok(server)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// CPU time so far, of the process `id`: proc(5), /proc/pid/stat, fields 14 and 15.
+    pub(crate) fn cpu_time(&self) -> io::Result<CpuTime> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
+        // The second field is the program's name in parentheses, and may contain anything.
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        // The first word behind it is field 3.
+        let ticks = |field: usize| after_name.split_whitespace().nth(field - 3)?.parse::<u64>().ok();
+        match (ticks(14), ticks(15)) {
+            // 100 ticks a second, as on every Linux that is not built for something special.
+            (Some(user), Some(system)) => Ok(CpuTime {
+                user: Duration::from_millis(user * 10),
+                system: Duration::from_millis(system * 10),
+            }),
+            _ => Err(io::Error::other(format!("cannot read {stat:?}"))),
+        }
+    }
+
+    /// Resident memory in bytes: proc(5), /proc/pid/status, `VmRSS`.
+    pub(crate) fn resident(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        status
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()
+            })
+            .map(|kibibytes| kibibytes * 1024)
+            .ok_or_else(|| io::Error::other("no VmRSS"))
+    }
+
+    /// Asks it to drain and waits for its end.
+    pub(crate) fn terminate(mut self) -> io::Result<()> {
+        output(Command::new("kill").args(["-TERM", &self.child.id().to_string()]))?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _: io::Result<()> = self.child.kill();
+        let _: io::Result<std::process::ExitStatus> = self.child.wait();
+    }
+}
+
+fn named(command: &Command, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", command.get_program().display()))
+}
