@@ -19,7 +19,7 @@ use crate::token::{ConnId, ListenerId, SourceId, Token};
 /// The loop as a callback sees it: every connection's output, timers and end, and the time.
 ///
 /// An id whose connection is closing or gone is never an error here: sends answer
-/// [`Gone`](SendOutcome::Gone), the rest does nothing.
+/// [`Gone`](crate::SendOutcome::Gone), the rest does nothing.
 #[derive(Debug)]
 pub struct Ctx {
     pub(crate) limits: Limits,

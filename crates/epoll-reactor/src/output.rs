@@ -16,7 +16,7 @@ pub enum SendOutcome<T> {
     /// It goes out as the peer reads; more than the high water mark is waiting, so send less until
     /// [`on_drain`](crate::Handler::on_drain).
     Queued,
-    /// It was refused whole, since [`Limits::output`] or [`Limits::memory`] would be passed: here it is. The
+    /// It was refused whole, since [`Limits::output`](crate::Limits::output) or [`Limits::memory`](crate::Limits::memory) would be passed: here it is. The
     /// connection is as it was.
     OverLimit(T),
     /// The connection is closing or gone: here it is.
@@ -49,7 +49,7 @@ impl Ctx {
     }
 
     /// Sends `data` without copying it: the same buffer may wait on any number of connections. Each counts
-    /// it in full against its own limit and against [`Limits::memory`].
+    /// it in full against its own limit and against [`Limits::memory`](crate::Limits::memory).
     pub fn send_shared(&mut self, id: ConnId, data: Bytes) -> SendOutcome<Bytes> {
         let length = data.len();
         match self.admit(id, length, true) {

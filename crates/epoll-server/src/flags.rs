@@ -1,6 +1,8 @@
 //! The command line as it is typed, and the help. Not what it comes to: `options.rs` checks it and makes limits
 //! of it.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "the comments on flags are what --help prints")]
+
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
