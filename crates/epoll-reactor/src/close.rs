@@ -3,7 +3,7 @@
 
 use epoll_sys::{Call, Errno, Kernel, Reaction, Timestamp, reaction};
 
-use crate::connection::{Fin, Phase};
+use crate::connection::{Connection, Fin, Phase};
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::{Reactor, Shutdown};
 use crate::stats::CloseStats;
@@ -129,10 +129,22 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// Starts the drain that was asked for, and ends it when its time is up.
     pub(crate) fn drain_step(&mut self) {
         let Some(deadline) = self.ctx.drain_deadline else { return };
-        if self.shutdown == Shutdown::No {
-            self.shutdown = Shutdown::Draining;
-            self.close_listeners();
-            self.for_each_connection(|reactor, id| reactor.tell_of_drain(id, deadline));
+        match self.shutdown {
+            Shutdown::No => {
+                self.shutdown = Shutdown::Closing;
+                self.accept_the_rest();
+                self.close_listeners();
+                self.for_each_connection(Self::give_up_connecting);
+                if self.ctx.connections.len() == 0 {
+                    self.shutdown = Shutdown::Draining;
+                }
+            }
+            // A turn later, with all events seen: requests that had arrived are not idle connections.
+            Shutdown::Closing if self.saw_all => {
+                self.shutdown = Shutdown::Draining;
+                self.for_each_connection(|reactor, id| reactor.tell_of_drain(id, deadline));
+            }
+            Shutdown::Closing | Shutdown::Draining | Shutdown::Done(_) => (),
         }
         if self.forced || deadline <= self.ctx.now() {
             self.cut_off |= self.ctx.connections.len() > self.ctx.dead.len();
@@ -141,12 +153,16 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     fn tell_of_drain(&mut self, id: ConnId, deadline: Timestamp) {
-        match self.ctx.connections.get(id.0).map(|connection| connection.phase) {
-            Some(Phase::Connecting) => self.ctx.kill(id, CloseReason::Shutdown),
-            Some(Phase::Open) => {
-                self.callback(id, |handler, ctx, state| handler.on_shutdown(ctx, id, state, deadline));
-            }
-            _ => (),
+        if self.ctx.connections.get(id.0).is_some_and(|connection| connection.phase == Phase::Open) {
+            self.callback(id, |handler, ctx, state| handler.on_shutdown(ctx, id, state, deadline));
+        }
+    }
+
+    /// One that has been closed already is still to deliver its output, if it can be connected.
+    fn give_up_connecting(&mut self, id: ConnId) {
+        let connecting = |it: &Connection| it.phase == Phase::Connecting && it.reason.is_none();
+        if self.ctx.connections.get(id.0).is_some_and(connecting) {
+            self.ctx.kill(id, CloseReason::Shutdown);
         }
     }
 

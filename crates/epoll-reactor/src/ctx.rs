@@ -208,9 +208,10 @@ impl Ctx {
     /// Gives the handler no more input of `id` until its output is down to the low water mark, and then first
     /// what was left unconsumed: for a handler that stops because enough answers are waiting.
     pub fn pause_until_drained(&mut self, id: ConnId) {
-        if self.queued(id) <= self.limits.output_low_water {
+        if self.queued(id) == 0 {
             self.read_again(id);
         } else if let Some(connection) = self.connections.get_mut(id.0) {
+            // Whatever is queued, its next write will look at the low water mark.
             connection.above_high_water = true;
         }
     }
@@ -219,7 +220,7 @@ impl Ctx {
     /// given before. Beyond it the connection is closed with [`MemoryLimit`](CloseReason::MemoryLimit).
     pub fn account(&mut self, id: ConnId, bytes: usize) {
         if let Some(connection) = self.connections.get_mut(id.0) {
-            self.buffered = self.buffered - connection.held + bytes;
+            self.buffered = (self.buffered - connection.held).saturating_add(bytes);
             connection.held = bytes;
             if self.buffered > self.limits.memory {
                 self.kill(id, CloseReason::MemoryLimit);
@@ -309,12 +310,22 @@ impl Ctx {
         }
     }
 
+    /// Closes `id` for a `reason` of the loop's, as a handler would: what was sent to it is still delivered.
+    pub(crate) fn end(&mut self, id: ConnId, reason: CloseReason) {
+        if let Some(connection) = self.connections.get_mut(id.0)
+            && connection.is_live()
+        {
+            connection.begin_close(reason);
+            self.mark_dirty(id);
+        }
+    }
+
     /// Ends `id`: at the end of the turn it is taken apart.
     pub(crate) fn kill(&mut self, id: ConnId, reason: CloseReason) {
         if let Some(connection) = self.connections.get_mut(id.0)
             && connection.phase != Phase::Dead
         {
-            let flushing = connection.phase == Phase::Flushing;
+            let flushing = connection.reason.is_some() && connection.phase <= Phase::Flushing;
             connection.begin_close(reason);
             if flushing && reason != CloseReason::Local {
                 // It cuts short the last output of a connection that was closing for another reason.

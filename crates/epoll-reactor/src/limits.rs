@@ -132,8 +132,10 @@ impl Limits {
                 self.output_high_water, self.output
             )));
         }
-        if self.tick == Some(Duration::ZERO) {
-            return Err(LimitsError("tick must not be zero".to_owned()));
+        for (value, name) in [(self.tick, "tick"), (Some(self.accept_retry), "accept_retry")] {
+            if value == Some(Duration::ZERO) {
+                return Err(LimitsError(format!("{name} must not be zero")));
+            }
         }
         Ok(())
     }
@@ -163,6 +165,7 @@ mod tests {
             (Limits { output_low_water: 256 * 1024, ..Limits::default() }, "output_low_water"),
             (Limits { output: 1, ..Limits::default() }, "output_high_water"),
             (Limits { tick: Some(Duration::ZERO), ..Limits::default() }, "tick"),
+            (Limits { accept_retry: Duration::ZERO, ..Limits::default() }, "accept_retry"),
         ];
         for (limits, name) in broken {
             assert!(limits.check().unwrap_err().to_string().contains(name), "{name}");

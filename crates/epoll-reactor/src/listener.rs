@@ -22,18 +22,27 @@ pub(crate) struct Listener<F> {
     in_ready: bool,
     /// Out of descriptors; when to try again.
     paused: Option<Timestamp>,
+    /// Accepts in a row that failed.
+    failures: u32,
     /// The log knows that clients are turned away, and none has been accepted since.
     in_trouble: bool,
     /// When the log was last told so.
     reported: Option<Timestamp>,
 }
 
+/// An error that takes a connection off the queue comes once for each. Where so many come in a row, it may be one
+/// that does not, such as a refusal by policy, and trying again at once would go on for ever.
+const MOST_FAILURES: u32 = 256;
+
+/// More than a backlog holds, unless clients come faster than they are accepted.
+const MOST_PENDING: usize = 65_536;
+
 /// Trouble that comes and goes is logged no more often than this.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<F> Listener<F> {
     pub(crate) const fn new(fd: F, address: Address) -> Self {
-        Self { fd, address, in_ready: false, paused: None, in_trouble: false, reported: None }
+        Self { fd, address, in_ready: false, paused: None, failures: 0, in_trouble: false, reported: None }
     }
 
     /// A connection is pending; says whether to accept now, which on the ready list or paused comes later.
@@ -44,8 +53,10 @@ impl<F> Listener<F> {
 
 /// What one try to accept came to.
 enum Accepted {
-    /// A connection was opened, or refused, or is not worth a word.
+    /// A connection was opened, or refused.
     One,
+    /// An error, of the connection that was to be accepted, most likely.
+    Failed(Errno),
     /// Nothing is pending.
     Empty,
     Paused,
@@ -60,12 +71,25 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         for _ in 0..self.ctx.limits.accept_budget {
             match self.accept_one(token)? {
-                Accepted::One => (),
+                Accepted::One => _ = self.note_failures(token, |_| 0),
+                Accepted::Failed(errno) => {
+                    if self.note_failures(token, |failures| failures + 1) == MOST_FAILURES {
+                        self.pause(token, errno);
+                        return Ok(());
+                    }
+                }
                 Accepted::Empty | Accepted::Paused => return Ok(()),
             }
         }
         self.make_listener_ready(token);
         Ok(())
+    }
+
+    fn note_failures(&mut self, token: Token, change: impl FnOnce(u32) -> u32) -> u32 {
+        self.listener_mut(token).map_or(0, |listener| {
+            listener.failures = change(listener.failures);
+            listener.failures
+        })
     }
 
     fn accept_one(&mut self, token: Token) -> io::Result<Accepted> {
@@ -76,7 +100,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         match accepted {
             Ok((fd, peer)) => Ok(self.admit(token, fd, peer)),
             Err(errno) => match reaction(Call::Accept, errno) {
-                Reaction::Retry => Ok(Accepted::One),
+                Reaction::Retry => Ok(Accepted::Failed(errno)),
                 Reaction::WaitForEdge => Ok(Accepted::Empty),
                 Reaction::PauseListener | Reaction::CloseConnection => {
                     self.shed_one(token);
@@ -144,6 +168,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let retry = self.ctx.now() + self.ctx.limits.accept_retry;
         if let Some(listener) = self.listener_mut(token) {
             listener.paused = Some(retry);
+            listener.failures = 0;
+            self.accept_retry = Some(self.accept_retry.map_or(retry, |at| at.min(retry)));
         }
         self.ctx.counters.accept_pauses += 1;
         self.report(token, &format_args!("not accepting for now: {}", errno.desc()));
@@ -162,24 +188,36 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
-    /// When the first paused listener is to be tried again.
-    pub(crate) fn accept_retry(&self) -> Option<Timestamp> {
-        self.listeners().filter_map(|(_, listener)| listener.paused).min()
-    }
-
     /// Listeners whose pause is over go on the ready list; all of them, if descriptors have become free.
     pub(crate) fn resume_listeners(&mut self, descriptors_freed: bool) {
         let now = self.ctx.now();
-        if self.accept_retry().is_none_or(|at| at > now && !descriptors_freed) {
+        if self.accept_retry.is_none_or(|at| at > now && !descriptors_freed) {
             return;
         }
+        self.accept_retry = None;
         self.renew_spare();
         for index in 0..self.registrations.end() {
             if let Some(token) = self.registrations.token_at(index)
-                && let Some(listener) = self.listener_mut(token)
-                && listener.paused.is_some_and(|at| at <= now || descriptors_freed)
+                && let Some(at) = self.listener_mut(token).and_then(|listener| listener.paused)
             {
-                self.make_listener_ready(token);
+                if at <= now || descriptors_freed {
+                    self.make_listener_ready(token);
+                } else {
+                    self.accept_retry = Some(self.accept_retry.map_or(at, |earliest| earliest.min(at)));
+                }
+            }
+        }
+    }
+
+    /// Opens what was pending when a drain began: those clients have connected, and may have sent a request.
+    pub(crate) fn accept_the_rest(&mut self) {
+        for index in 0..self.registrations.end() {
+            let Some(token) = self.registrations.token_at(index) else { continue };
+            for _ in 0..MOST_PENDING {
+                match self.accept_one(token) {
+                    Ok(Accepted::One | Accepted::Failed(_)) => (),
+                    Ok(Accepted::Empty | Accepted::Paused) | Err(_) => break,
+                }
             }
         }
     }
@@ -217,15 +255,5 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Registration::Listener(listener) => Some(listener),
             _ => None,
         }
-    }
-
-    fn listeners(&self) -> impl Iterator<Item = (Token, &Listener<K::Fd>)> {
-        (0..self.registrations.end()).filter_map(|index| {
-            let token = self.registrations.token_at(index)?;
-            match self.registrations.get(token)? {
-                Registration::Listener(listener) => Some((token, listener)),
-                _ => None,
-            }
-        })
     }
 }

@@ -30,6 +30,8 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) read_buffer: Vec<u8>,
     /// Held so that it can be given up when there are no others: see `listener.rs`.
     pub(crate) spare: Option<K::Fd>,
+    /// When the first paused listener is to be tried again.
+    pub(crate) accept_retry: Option<Timestamp>,
     pub(crate) shutdown: Shutdown,
     /// A second signal has come: no more grace.
     pub(crate) forced: bool,
@@ -37,6 +39,12 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) cut_off: bool,
     /// More memory than this in use is reason to write before the end of the turn.
     pub(crate) memory_mark: usize,
+    /// A signal that drains has come.
+    pub(crate) signalled: bool,
+    /// This turn's wait left nothing untold.
+    pub(crate) saw_all: bool,
+    /// Turns in a row that have put deadlines off because of that.
+    pub(crate) put_off: u32,
     /// A turn has begun and not ended.
     pub(crate) in_turn: bool,
     pub(crate) events: Events,
@@ -67,6 +75,8 @@ pub(crate) enum Registration<F> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shutdown {
     No,
+    /// Nothing new is accepted. What had arrived by then is served before connections are told.
+    Closing,
     Draining,
     Done(Stopped),
 }
@@ -106,6 +116,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let clock = Clock::new(kernel.now(), kernel.wall_clock());
         Ok(Self {
             spare: Some(kernel.eventfd()?),
+            accept_retry: None,
             read_buffer: vec![0; limits.read_buffer],
             next_tick: limits.tick.map(|period| kernel.now() + period),
             ctx: Ctx::new(limits, clock),
@@ -115,6 +126,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             forced: false,
             cut_off: false,
             memory_mark: usize::MAX,
+            signalled: false,
+            saw_all: true,
+            put_off: 0,
             in_turn: false,
             events: Events::with_capacity(EVENTS.0),
             remote,
@@ -176,7 +190,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     /// What callbacks are given, for use between turns: to connect before the loop starts, for instance.
-    pub const fn ctx(&mut self) -> &mut Ctx {
+    pub fn ctx(&mut self) -> &mut Ctx {
+        // The last turn may have been long ago.
+        self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
         &mut self.ctx
     }
 

@@ -2,10 +2,14 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, atomic::Ordering};
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard, atomic::AtomicBool};
 
 use epoll_sys::{Errno, Kernel, Linux};
+// What the threads share, under a scheduler that tries all their interleavings: `remote/model.rs`.
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard, atomic::AtomicBool};
 
 /// Sends messages to a reactor from any thread, and asks it to drain. Cheap to clone.
 ///
@@ -159,7 +163,10 @@ impl<M> fmt::Display for RemoteError<M> {
 
 impl<M: fmt::Debug> std::error::Error for RemoteError<M> {}
 
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod model;
+
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

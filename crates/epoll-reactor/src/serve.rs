@@ -205,7 +205,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 let held_up = connection.again || !connection.may_deliver();
                 connection.input = Some(tail);
                 if length >= self.ctx.limits.input && !held_up {
-                    self.ctx.kill(id, CloseReason::InputLimit);
+                    self.ctx.end(id, CloseReason::InputLimit);
                 } else if over_memory {
                     self.ctx.kill(id, CloseReason::MemoryLimit);
                 }

@@ -18,6 +18,9 @@ use crate::token::{ConnId, SourceId, Token};
 /// Room for this many events to begin with, and at most.
 pub(crate) const EVENTS: (usize, usize) = (256, 16 * 1024);
 
+/// How many turns in a row may put deadlines off: enough for the room to grow to its most.
+const MOST_PUT_OFF: u32 = 8;
+
 /// What a [`turn`](Reactor::turn) came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
@@ -43,7 +46,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 "an earlier turn ended in an error or a panic; the reactor cannot go on",
             ));
         }
-        self.wait(max_wait)?;
+        self.saw_all = self.wait(max_wait)?;
         self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
         self.ctx.counters.turns += 1;
         self.memory_mark = self.ctx.limits.memory / 2;
@@ -58,11 +61,14 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         Ok(self.finish_turn())
     }
 
-    fn wait(&mut self, max_wait: Option<Duration>) -> io::Result<()> {
+    /// Says whether the kernel has told all there was to tell: it has not if it was interrupted, or ran out of
+    /// room for events.
+    fn wait(&mut self, max_wait: Option<Duration>) -> io::Result<bool> {
         let timeout = self.timeout(max_wait);
         match self.kernel.wait(&mut self.events, timeout) {
+            Ok(()) => Ok(!self.events.grow_if_full(EVENTS.1)),
             Err(errno) if reaction(Call::Wait, errno) == Reaction::EndLoop => Err(errno.into()),
-            Ok(()) | Err(_) => Ok(()),
+            Err(_) => Ok(false),
         }
     }
 
@@ -75,13 +81,14 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             || !ctx.to_connect.is_empty()
             || !ctx.to_unwatch.is_empty()
             || self.more_messages
-            || (ctx.is_draining() && self.shutdown == Shutdown::No);
+            || (ctx.is_draining() && matches!(self.shutdown, Shutdown::No | Shutdown::Closing));
         if busy {
             return Some(Duration::ZERO);
         }
-        let retry = self.accept_retry();
-        let deadline =
-            [ctx.timers.next(), self.next_tick, retry, ctx.drain_deadline].into_iter().flatten().min();
+        let deadline = [ctx.timers.next(), self.next_tick, self.accept_retry, ctx.drain_deadline]
+            .into_iter()
+            .flatten()
+            .min();
         let until_deadline = deadline.map(|at| at - ctx.now());
         [until_deadline, max_wait].into_iter().flatten().min()
     }
@@ -99,7 +106,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 Some(registration) => self.on_registration(registration, event.readiness)?,
             }
         }
-        self.events.grow_if_full(EVENTS.1);
         for _ in 0..left_over {
             let Some(token) = self.ctx.ready.pop_front() else { break };
             match token.registration() {
@@ -120,17 +126,20 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                     self.accept_ready(token)?;
                 }
             }
-            Some(Registration::Signals(fd)) => {
-                while let Ok(Some(signal)) = self.kernel.read_signal(fd) {
-                    if self.ctx.is_draining() {
-                        log::warn!("{signal} again: closing all connections");
-                        self.forced = true;
-                    } else {
-                        log::info!("{signal}: draining for up to {:?}", self.ctx.limits.drain_grace);
-                        self.ctx.drain(self.ctx.limits.drain_grace);
-                    }
+            Some(Registration::Signals(fd)) => loop {
+                let signal = match self.kernel.read_signal(fd) {
+                    Ok(Some(signal)) => signal,
+                    Err(Errno::EINTR) => continue,
+                    Ok(None) | Err(_) => break,
+                };
+                if std::mem::replace(&mut self.signalled, true) {
+                    log::warn!("{signal} again: closing all connections");
+                    self.forced = true;
+                } else {
+                    log::info!("{signal}: draining for up to {:?}", self.ctx.limits.drain_grace);
+                    self.ctx.drain(self.ctx.limits.drain_grace);
                 }
-            }
+            },
             Some(Registration::Source(fd)) => {
                 let calls = Lent { kernel: &self.kernel, fd };
                 let (handler, ctx) = (&mut self.handler, &mut self.ctx);
@@ -142,12 +151,12 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     fn deliver_messages(&mut self) {
+        if self.remote.shared().is_wake_pending() || self.more_messages {
+            self.take_messages(self.ctx.limits.message_budget);
+        }
+        // Behind the above, which clears the flag: a drain asked for before that may have sent no wake of its own.
         if self.remote.shared().is_drain_requested() && !self.ctx.is_draining() {
             self.ctx.drain(self.ctx.limits.drain_grace);
-        }
-        let budget = self.ctx.limits.message_budget;
-        if self.remote.shared().is_wake_pending() || self.more_messages {
-            self.take_messages(budget);
         }
     }
 
@@ -160,7 +169,15 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
+    /// Deadlines are looked at only when all events are known: a process that was stopped, or a loop that was
+    /// held up, finds every deadline passed, and behind it in the kernel the bytes that would have moved
+    /// it. Not for ever, though: a loop that never knows all still has deadlines.
     fn fire_timers(&mut self) {
+        if !self.saw_all && self.put_off < MOST_PUT_OFF {
+            self.put_off += 1;
+            return;
+        }
+        self.put_off = 0;
         let now = self.ctx.now();
         while let Some((at, id)) = self.ctx.timers.pop_due(now) {
             self.check_deadline(at, id);
@@ -190,7 +207,12 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
             Due::Close(reason) => {
                 self.ctx.counters.timers_fired += 1;
-                self.ctx.kill(id, reason);
+                if reason == CloseReason::ReadTimeout {
+                    // Answers to what it sent before may be on their way.
+                    self.ctx.end(id, reason);
+                } else {
+                    self.ctx.kill(id, reason);
+                }
             }
         }
         self.ctx.arm(id);
@@ -212,7 +234,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     fn finish_turn(&mut self) -> Turn {
-        if self.shutdown == Shutdown::No || self.ctx.connections.len() > 0 {
+        if self.shutdown != Shutdown::Draining || self.ctx.connections.len() > 0 {
             return Turn::Continue;
         }
         // Every message that was accepted is delivered, though all it can do is count.

@@ -188,6 +188,8 @@ fn a_read_deadline_closes_however_steadily_bytes_trickle_in() {
     harness.advance(SECOND - INSTANT);
     assert_eq!(harness.script().closed(id), None);
     harness.advance(INSTANT);
+    // It lingers for a second of silence.
+    harness.advance(SECOND);
     assert_eq!(harness.script().closed(id), Some(CloseReason::ReadTimeout));
 }
 
@@ -251,6 +253,7 @@ fn the_end_that_comes_due_with_a_timer_makes_the_timer_pointless() {
     let (mut harness, _peer, id) = stopped(Script::default(), Limits::default());
     harness.ctx().set_timer(id, SECOND);
     harness.ctx().set_read_deadline(id, SECOND);
+    harness.advance(SECOND);
     harness.advance(SECOND);
     assert_eq!(harness.script().closed(id), Some(CloseReason::ReadTimeout));
     assert_eq!(fired(&mut harness, id), 0);

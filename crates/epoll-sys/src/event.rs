@@ -124,12 +124,15 @@ impl Events {
         self.filled == 0
     }
 
-    /// Doubles the room, up to `limit`, if the last wait filled it: there may have been more to tell.
-    pub fn grow_if_full(&mut self, limit: usize) {
-        if self.filled == self.buffer.len() && self.filled < limit {
+    /// Doubles the room, up to `limit`, if the last wait filled it, and says whether it did: there may have
+    /// been more to tell. The events are still there.
+    pub fn grow_if_full(&mut self, limit: usize) -> bool {
+        let full = self.filled == self.buffer.len();
+        if full && self.filled < limit {
             let capacity = (self.buffer.len() * 2).min(limit);
             self.buffer.resize(capacity, EpollEvent::empty());
         }
+        full
     }
 
     /// The whole room, for a kernel to fill; [`Events::set_filled`] then says how much of it holds.
@@ -151,11 +154,11 @@ mod tests {
     fn grows_only_when_full_and_only_to_the_limit() {
         let mut events = Events::with_capacity(2);
         events.set_filled(1);
-        events.grow_if_full(8);
+        assert!(!events.grow_if_full(8));
         assert_eq!(events.buffer_mut().len(), 2);
         for (filled, grown) in [(2, 4), (4, 8), (8, 8)] {
             events.set_filled(filled);
-            events.grow_if_full(8);
+            assert!(events.grow_if_full(8));
             assert_eq!(events.buffer_mut().len(), grown);
         }
     }
