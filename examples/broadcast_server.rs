@@ -26,10 +26,8 @@ fn main() -> io::Result<()> {
     reactor.drain_on_signals(&SIGNALS)?;
 
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-    for address in Address::resolve(&address)? {
-        let (_, bound) = reactor.listen(&address, &ListenOptions::default())?;
-        writeln!(io::stdout(), "listening on {bound}")?;
-    }
+    let (_, bound) = reactor.listen_first(&Address::resolve(&address)?, &ListenOptions::default())?;
+    writeln!(io::stdout(), "listening on {bound}")?;
     reactor.run()?;
     Ok(())
 }

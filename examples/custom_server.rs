@@ -22,7 +22,7 @@ use epoll_reactor::{
 
 const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
 
-struct Server {
+pub(crate) struct Server {
     /// The line that tells the value of each gauge.
     latest: BTreeMap<&'static str, String>,
     watchers: ConnMap<Watcher>,
@@ -40,28 +40,36 @@ struct Watcher {
 
 /// The state of one connection, which its own callbacks are given.
 #[derive(Default)]
-struct Client {
+pub(crate) struct Client {
     /// It owes an answer.
     asked: bool,
 }
 
 /// From the sampling thread to the loop: a gauge and the line that tells its value.
-type Sample = (&'static str, String);
+pub(crate) type Sample = (&'static str, String);
 
 impl Server {
-    fn obey(&mut self, ctx: &mut Ctx, id: ConnId, command: &str) {
+    pub(crate) fn new(patience: Duration) -> Self {
+        let latest = ["load", "uptime"].map(|gauge| (gauge, format!("{gauge} unknown\n"))).into();
+        Self { latest, watchers: ConnMap::new(), patience }
+    }
+
+    pub(crate) fn obey(&mut self, ctx: &mut Ctx, id: ConnId, command: &str) {
         let Some(watcher) = self.watchers.get_mut(id) else { return };
         let gauge = command.strip_prefix("watch ").and_then(|name| self.latest.get_key_value(name));
         if let Some((name, line)) = gauge {
             watcher.gauge = Some(name);
             tell(ctx, id, watcher, line);
         } else if command != "pong" {
-            tell(ctx, id, watcher, "error: say watch load, watch uptime or pong\n");
+            // An answer, which may wait but not be missed: the loop reads no more commands meanwhile.
+            if !ctx.send(id, b"error: say watch load, watch uptime or pong\n").is_accepted() {
+                ctx.close_now(id);
+            }
         }
     }
 }
 
-/// Sends a line to a client that keeps up.
+/// Sends a line to a client that keeps up; one that does not gets a later one.
 fn tell(ctx: &mut Ctx, id: ConnId, watcher: &mut Watcher, line: &str) {
     if watcher.behind {
         return;
@@ -155,19 +163,13 @@ fn main() -> io::Result<()> {
     let address = arguments.next().unwrap_or_else(|| "127.0.0.1:8080".to_owned());
     let patience = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(30_000);
 
-    let server = Server {
-        latest: ["load", "uptime"].map(|gauge| (gauge, format!("{gauge} unknown\n"))).into(),
-        watchers: ConnMap::new(),
-        patience: Duration::from_millis(patience),
-    };
+    let server = Server::new(Duration::from_millis(patience));
     // No command is longer than 128 bytes, and no client wants to read a thousand old values.
     let limits = Limits { input: 128, output_high_water: 8192, output_low_water: 1024, ..Limits::default() };
     let mut reactor = Reactor::new(server, limits)?;
     reactor.drain_on_signals(&SIGNALS)?;
-    for address in Address::resolve(&address)? {
-        let (_, bound) = reactor.listen(&address, &ListenOptions::default())?;
-        writeln!(io::stdout(), "listening on {bound}")?;
-    }
+    let (_, bound) = reactor.listen_first(&Address::resolve(&address)?, &ListenOptions::default())?;
+    writeln!(io::stdout(), "listening on {bound}")?;
     let remote = reactor.remote();
     std::thread::spawn(move || sample(&remote));
     reactor.run()?;

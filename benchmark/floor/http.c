@@ -1,7 +1,7 @@
 /* The floor: an HTTP server that does nothing but the system calls.
  *
  * Edge-triggered epoll, one thread. It parses nothing: every read is taken for exactly one request, and every answer is
- * the same bytes, of the same form and length as `epoll-server http` gives for GET /hello. What a server spends
+ * the bytes that `epoll-server http` gives for GET /hello, but for a Date that stands still. What a server spends
  * beyond this is what it adds to the kernel's work.
  *
  * Usage: http PORT    (listens on 127.0.0.1)
@@ -21,9 +21,9 @@
 
 static const char answer[] =
     "HTTP/1.1 200 OK\r\n"
-    "content-type: text/plain\r\n"
-    "content-length: 13\r\n"
-    "date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+    "Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+    "Content-Length: 13\r\n"
+    "Content-Type: text/plain; charset=utf-8\r\n"
     "\r\n"
     "Hello, World!";
 

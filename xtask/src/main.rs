@@ -3,7 +3,17 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod fuzz;
 mod process;
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a harness: what it gets wrong it may stop at, and its numbers are small"
+)]
+mod sim;
 #[cfg(test)]
 mod tidy;
 
@@ -22,11 +32,17 @@ struct Arguments {
 enum Task {
     /// Measure the release build: CPU per request beside a bare C loop, system calls, memory a connection
     Bench(bench::Options),
+    /// Give the codecs and the buffers input that a fuzzer makes up, by cargo-fuzz
+    Fuzz(fuzz::Options),
+    /// Run the loop and the protocols on a simulated kernel, with every fault it knows, from one seed after another
+    Sim(sim::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Bench(options) => bench::run(&options, &mut std::io::stdout().lock()),
+        Task::Fuzz(options) => fuzz::run(&options, &mut std::io::stdout().lock()),
+        Task::Sim(options) => sim::simulate(&options, &mut std::io::stdout().lock()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,8 +6,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use epoll_reactor::{CloseReason, CloseStats, ConnId, ConnMap, Ctx, Handler, Limits, SendOutcome};
+use epoll_reactor::{CloseReason, CloseStats, ConnId, ConnMap, Ctx, Handler, Limits, SendOutcome, Shared};
 
 use crate::lines::LineSplitter;
 
@@ -16,7 +15,7 @@ use crate::lines::LineSplitter;
 pub struct BroadcastConfig {
     /// The longest line, in bytes without its newline; a client that sends a longer one is closed.
     pub line_limit: usize,
-    /// How many bytes may wait for a client that reads slowly; the kernel holds some megabytes more, unless
+    /// How many bytes may wait for a client that reads slowly, at least four lines of the longest; the kernel holds some megabytes more, unless
     /// [`ListenOptions::not_sent_low_water`](epoll_reactor::ListenOptions::not_sent_low_water) says otherwise.
     pub receiver_limit: usize,
     /// What happens to one that is at that limit.
@@ -101,36 +100,57 @@ impl Broadcast {
         }
     }
 
-    /// How many bytes one callback may send to each receiver. The loop writes only between callbacks, so more
-    /// could fill the limit of a receiver that reads all it is sent, or that of all together. For that to
-    /// hold, the limits must have room for some lines of full length: 4 for each receiver.
-    fn callback_budget(&self, ctx: &Ctx) -> usize {
-        let share_of_memory = ctx.limits().memory / 4 / self.clients.len().max(1);
-        (self.config.receiver_limit / 4).min(share_of_memory).max(1)
-    }
-
     /// Sends `line` of client `from` to all others; returns how many bytes each gets.
     fn publish(&mut self, ctx: &mut Ctx, from: ConnId, line: &[u8]) -> usize {
-        let message = compose(self.number(from), line);
-        let length = message.len();
+        let message = ctx.share(compose(self.number(from), line));
         for (id, client) in self.clients.iter_mut() {
             if id != from {
                 deliver(ctx, id, client, &self.config, message.clone());
             }
         }
-        length
+        message.len()
+    }
+}
+
+/// What one callback may still send. The loop writes only between callbacks: more bytes could fill the limit of a
+/// receiver that reads all it is sent, and more deliveries would hold up everybody else.
+struct Budget {
+    /// To each receiver.
+    bytes: usize,
+    /// To all of them.
+    deliveries: usize,
+}
+
+impl Budget {
+    /// Enough for a millisecond or so.
+    const DELIVERIES: usize = 16 * 1024;
+
+    fn new(config: &BroadcastConfig, memory: usize, receivers: usize) -> Self {
+        // Small lines are copied for each receiver, so all of them together need room too.
+        let share_of_memory = memory / 4 / receivers.max(1);
+        let bytes = (config.receiver_limit / 4).min(share_of_memory).max(1);
+        Self { bytes, deliveries: Self::DELIVERIES }
+    }
+
+    const fn is_spent(&self) -> bool {
+        self.bytes == 0 || self.deliveries == 0
+    }
+
+    const fn spend(&mut self, bytes: usize, deliveries: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.deliveries = self.deliveries.saturating_sub(deliveries);
     }
 }
 
 /// The line as receivers get it, in a buffer of its exact size: one that waits for a slow receiver must not hold
 /// more memory than it is counted for.
-fn compose(number: u64, line: &[u8]) -> Bytes {
+fn compose(number: u64, line: &[u8]) -> Vec<u8> {
     let mut digits = itoa::Buffer::new();
-    Bytes::from([b"[Client_", digits.format(number).as_bytes(), b"] ", line, b"\n"].concat())
+    [b"[Client_", digits.format(number).as_bytes(), b"] ", line, b"\n"].concat()
 }
 
 /// Sends one message to one receiver, under the policy for slow ones.
-fn deliver(ctx: &mut Ctx, id: ConnId, client: &mut Client, config: &BroadcastConfig, message: Bytes) {
+fn deliver(ctx: &mut Ctx, id: ConnId, client: &mut Client, config: &BroadcastConfig, message: Shared) {
     if client.skipped > 0 && !tell_skipped(ctx, id, client, config) {
         client.skipped += 1;
         return;
@@ -186,15 +206,16 @@ impl Handler for Broadcast {
 
     fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, lines: &mut LineSplitter, input: &[u8]) -> usize {
         let mut rest = input;
-        let mut budget = self.callback_budget(ctx);
+        let mut budget = Budget::new(&self.config, ctx.limits().memory, self.clients.len());
         loop {
-            if budget == 0 && !rest.is_empty() {
+            if budget.is_spent() && !rest.is_empty() {
                 ctx.read_again(id);
                 return input.len() - rest.len();
             }
             match lines.split(rest, self.config.line_limit) {
                 Ok(Some(line)) => {
-                    budget = budget.saturating_sub(self.publish(ctx, id, line.content));
+                    let length = self.publish(ctx, id, line.content);
+                    budget.spend(length, self.clients.len());
                     rest = line.rest;
                 }
                 Ok(None) => return input.len() - rest.len(),

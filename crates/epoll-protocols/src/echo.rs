@@ -5,7 +5,7 @@ use epoll_reactor::{CloseReason, CloseStats, ConnId, Ctx, Handler, SendOutcome};
 
 /// Sends back what it receives. It holds no state; a client that takes its bytes back slowly is slowed down by
 /// the loop's high water mark, and gets them all. When all clients together hold the loop's
-/// [`memory`](epoll_reactor::Limits::memory) limit, one that sends more is disconnected.
+/// [`memory`](epoll_reactor::Limits::memory) limit, those that hold most are disconnected.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
@@ -32,7 +32,7 @@ impl Handler for Echo {
             }
             SendOutcome::OverLimit(_) => {
                 // The bytes have been read, and there is nowhere to keep them.
-                log::warn!("client {id} disconnected: all clients together hold too much");
+                log::debug!("client {id} disconnected: all clients together hold too much");
                 ctx.close_now(id);
                 input.len()
             }

@@ -9,6 +9,9 @@
 
 mod broadcast;
 mod echo;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http1;
 mod lines;
 

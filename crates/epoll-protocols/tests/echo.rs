@@ -136,45 +136,69 @@ fn each_client_gets_its_own_bytes() {
     }
 }
 
+/// Has `client` send without reading until the server reads no more of it; returns what it has sent.
+fn send_until_stuck(server: &mut Server<Echo>, client: &mut Client) -> Vec<u8> {
+    let chunk: Vec<u8> = (0..1 << 16).map(byte).collect();
+    let mut sent = Vec::new();
+    let mut stuck = 0;
+    server.until("the server to stop reading", |_| {
+        let count = client.push(&chunk);
+        sent.extend_from_slice(&chunk[..count]);
+        stuck = if count == 0 { stuck + 1 } else { 0 };
+        stuck == 20
+    });
+    sent
+}
+
 #[test]
-fn who_sends_more_when_all_memory_is_in_use_is_disconnected_and_no_other() {
-    const MEMORY: usize = 40 << 10;
+fn when_all_memory_is_in_use_the_one_that_holds_most_goes_and_whoever_reads_is_served() {
+    const MEMORY: usize = 64 << 10;
     let limits = Limits {
         memory: MEMORY,
         read_buffer: 4 << 10,
-        // One client alone cannot use up the memory: its share is this and one read.
+        // One client alone cannot use up the memory: its share is this, one read, and what of a piece of 16 KiB
+        // has been written. Two can.
         output_high_water: 34 << 10,
         output_low_water: 1 << 10,
         ..Limits::default()
     };
     let mut server = Server::new(Echo, limits);
     let mut greedy = server.join();
-    let chunk: Vec<u8> = (0..1 << 16).map(byte).collect();
-    let mut sent = Vec::new();
-    let mut stuck = 0;
-    server.until("the server to stop reading", |_| {
-        let count = greedy.push(&chunk);
-        sent.extend_from_slice(&chunk[..count]);
-        stuck = if count == 0 { stuck + 1 } else { 0 };
-        stuck == 20
-    });
+    let sent = send_until_stuck(&mut server, &mut greedy);
     let held = server.reactor.ctx().buffered();
     assert!(held >= 34 << 10, "only {held} bytes are held");
 
-    let mut other = server.join();
-    other.push(&chunk[..=MEMORY - held]);
-    let (_, end) = server.rest(&mut other);
-    assert!(end == End::Finished || end == End::Reset);
-    assert_eq!(server.reactor.ctx().connections(), 1);
-    assert_eq!(server.reactor.ctx().counters().sends_refused, 1);
-
-    server.until("everything to come back to the greedy one", |_| {
-        while greedy.pull(1 << 16) > 0 {}
-        greedy.ended.is_some() || greedy.len() == sent.len()
+    // More than what is left of the memory, of one that reads.
+    let mut reader = server.join();
+    let said: Vec<u8> = (0..2 * MEMORY).map(byte).collect();
+    let mut pushed = 0;
+    server.until("the echo", |_| {
+        pushed += reader.push(&said[pushed..]);
+        while reader.pull(1 << 16) > 0 {}
+        assert_eq!(reader.ended, None);
+        reader.len() == said.len()
     });
-    assert!(greedy.rest_bytes() == sent);
+    assert!(reader.rest_bytes() == said);
+    assert_eq!(server.reactor.ctx().connections(), 2);
+
+    // Another that does not read, for whom there is too little memory beside the first: that one goes.
+    let mut other = server.join();
+    let others = send_until_stuck(&mut server, &mut other);
+    assert_eq!((server.reactor.ctx().connections(), server.reactor.ctx().counters().closed), (2, 1));
+    let (_, end) = server.rest(&mut greedy);
+    assert!(end == End::Finished || end == End::Reset);
     assert!(server.peak <= MEMORY, "{}", server.peak);
+    server.until("everything to come back to the other", |_| {
+        while other.pull(1 << 16) > 0 {}
+        assert_eq!(other.ended, None);
+        other.len() == others.len()
+    });
+    assert!(other.rest_bytes() == others);
+    assert!(sent.len() > held, "the first, too, had got some of it back");
+    assert_eq!(server.reactor.ctx().counters().sends_refused, 0);
     let mut later = server.join();
     later.push(b"hello\n");
     assert_eq!(server.line(&mut later), "hello\n");
+    server.settle();
+    assert_eq!(server.reactor.ctx().buffered(), 0);
 }

@@ -14,7 +14,7 @@ const SEGMENT: usize = 16 * 1024;
 
 /// Shared data up to this size is copied all the same: that costs less than a piece of its own, and keeps the room
 /// that pieces take in proportion to the data.
-const SMALL: usize = 64;
+pub(crate) const SMALL: usize = 64;
 
 /// A queue returned to the pool keeps room for at most this many pieces, and a segment of at most this size.
 const POOLED_PIECES: usize = 64;
@@ -42,6 +42,19 @@ impl InputTail {
 
     pub(crate) const fn len(&self) -> usize {
         self.end - self.start
+    }
+
+    /// The memory it takes, which is what counts against the loop's limit.
+    pub(crate) const fn held(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Gives back room that is out of proportion to what is kept: a long message may have left it, and the
+    /// next may be long in coming.
+    pub(crate) fn shrink(&mut self) {
+        if self.bytes.len() > 4 * self.len() + 1024 {
+            *self = Self::from_slice(self.as_slice());
+        }
     }
 
     /// Room behind what is kept: at least 1 byte, at most `most`, growing by doubling so that the copying of
@@ -74,15 +87,22 @@ impl InputTail {
 enum Chunk {
     /// A copy of what was sent, alone or with its neighbours.
     Copied(Vec<u8>),
-    /// A reference to what other queues hold too.
-    Shared(Bytes),
+    /// A reference to what others may hold too, and what it counts for here.
+    Shared(Bytes, usize),
 }
 
 impl Chunk {
     fn as_slice(&self) -> &[u8] {
         match self {
             Self::Copied(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
+            Self::Shared(bytes, _) => bytes,
+        }
+    }
+
+    fn charge(&self) -> usize {
+        match self {
+            Self::Copied(bytes) => bytes.len(),
+            Self::Shared(_, charge) => *charge,
         }
     }
 }
@@ -90,12 +110,14 @@ impl Chunk {
 /// Output in the order it was sent, as pieces that are never moved.
 ///
 /// Invariants: no piece is empty; `written` is less than the length of the first piece; `len` is the sum of
-/// the lengths less `written`.
+/// the lengths less `written`; `charge` is the sum of what the pieces count for, in whole pieces, since a
+/// piece that is partly written is still held whole.
 #[derive(Debug, Default)]
 pub(crate) struct OutputQueue {
     chunks: VecDeque<Chunk>,
     written: usize,
     len: usize,
+    charge: usize,
     /// An empty segment that has been written, for the next copy.
     spare: Vec<u8>,
 }
@@ -105,11 +127,17 @@ impl OutputQueue {
         self.len
     }
 
+    /// What it counts for against the loop's memory limit.
+    pub(crate) const fn charge(&self) -> usize {
+        self.charge
+    }
+
     pub(crate) fn push_copy(&mut self, data: &[u8]) {
         if data.is_empty() {
             return;
         }
         self.len += data.len();
+        self.charge += data.len();
         if let Some(Chunk::Copied(segment)) = self.chunks.back_mut()
             && segment.len() + data.len() <= SEGMENT
         {
@@ -121,12 +149,13 @@ impl OutputQueue {
         }
     }
 
-    pub(crate) fn push_shared(&mut self, data: Bytes) {
+    pub(crate) fn push_shared(&mut self, data: Bytes, charge: usize) {
         if data.len() <= SMALL {
             self.push_copy(&data);
         } else {
             self.len += data.len();
-            self.chunks.push_back(Chunk::Shared(data));
+            self.charge += charge;
+            self.chunks.push_back(Chunk::Shared(data, charge));
         }
     }
 
@@ -153,6 +182,7 @@ impl OutputQueue {
                 break;
             }
             taken -= length;
+            self.charge -= first.charge();
             if let Some(Chunk::Copied(mut segment)) = self.chunks.pop_front()
                 && segment.capacity() <= POOLED_SEGMENT
             {
@@ -187,6 +217,7 @@ impl QueuePool {
             queue.chunks.clear();
             queue.written = 0;
             queue.len = 0;
+            queue.charge = 0;
             self.queues.push(queue);
         }
     }
@@ -223,10 +254,11 @@ mod tests {
                 let data: Vec<u8> = (0..size).map(|_| { next = next.wrapping_add(1); next }).collect();
                 match kind {
                     0 => { queue.push_copy(&data); model.extend(&data); }
-                    1 => { queue.push_shared(Bytes::from(data.clone())); model.extend(&data); }
+                    1 => { queue.push_shared(Bytes::from(data.clone()), 1); model.extend(&data); }
                     _ => { queue.advance(size); model.drain(..size.min(model.len())); }
                 }
                 prop_assert_eq!(queue.len(), model.len());
+                prop_assert_eq!(queue.charge(), queue.chunks.iter().map(Chunk::charge).sum::<usize>());
                 prop_assert_eq!(contents(&queue), Vec::from_iter(model.iter().copied()));
             }
         }
@@ -255,11 +287,11 @@ mod tests {
         let mut queue = OutputQueue::default();
         for _ in 0..100 {
             queue.push_copy(b"0123456789");
-            queue.push_shared(Bytes::from_static(b"0123456789"));
+            queue.push_shared(Bytes::from_static(b"0123456789"), 10);
         }
         assert_eq!(queue.pieces(), 1);
         let shared = Bytes::from(vec![7; 100]);
-        queue.push_shared(shared.clone());
+        queue.push_shared(shared.clone(), 100);
         let mut slices = [IoSlice::new(&[]); 2];
         queue.gather(&mut slices);
         assert_eq!(slices[1].as_ptr(), shared.as_ptr());
@@ -270,7 +302,7 @@ mod tests {
         let mut queue = OutputQueue::default();
         while queue.len() < 1_000_000 {
             queue.push_copy(b"x");
-            queue.push_shared(Bytes::from_static(&[0; SMALL + 1]));
+            queue.push_shared(Bytes::from_static(&[0; SMALL + 1]), SMALL + 1);
         }
         assert!(queue.pieces() * size_of::<Chunk>() <= 2 * queue.len());
     }
@@ -303,6 +335,14 @@ mod tests {
         }
         assert!(grown <= 10, "{grown} reallocations");
         assert!(room <= 2 * 100_001 + 512);
+    }
+
+    #[test]
+    fn a_tail_gives_back_what_a_long_message_has_left() {
+        let mut tail = InputTail::from_slice(&[1; 100_000]);
+        tail.consume(99_999);
+        tail.shrink();
+        assert_eq!((tail.as_slice(), tail.held()), (&[1][..], 1));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::stats::CloseStats;
 use crate::token::ConnId;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
-    /// Writes what callbacks have sent to other connections than their own: one `writev` each, whatever the
-    /// number of messages.
+    /// Writes what callbacks have sent to other connections than their own: one `writev` each for up to
+    /// 64 pieces.
     pub(crate) fn flush_dirty(&mut self) {
         let mut dirty = std::mem::take(&mut self.ctx.dirty);
         for id in dirty.drain(..) {
@@ -40,7 +40,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         connection.active = now;
         connection.read_deadline = Some(now + self.ctx.limits.linger_timeout);
         if let Some(tail) = connection.input.take() {
-            self.ctx.buffered -= tail.len();
+            self.ctx.buffered -= tail.held();
         }
         self.ctx.arm(id);
         self.linger(id);
@@ -85,6 +85,39 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
+    /// When connections hold more than [`Limits::memory`](crate::Limits::memory), or something could not be sent for
+    /// want of it, closes those that hold most, until an eighth of it is free: whoever comes next is not the one to
+    /// blame, and the search is made once for each eighth that fills.
+    pub(crate) fn relieve_memory(&mut self) {
+        let memory = self.ctx.limits.memory;
+        if !std::mem::take(&mut self.ctx.short_of_memory) && self.ctx.buffered() <= memory {
+            return;
+        }
+        let enough = memory - memory / 8;
+        let mut holders: Vec<(usize, ConnId)> = Vec::new();
+        self.for_each_connection(|reactor, id| {
+            let held = reactor.ctx.connections.get(id.0).map_or(0, Connection::keeps_from_being_freed);
+            if held > 0 {
+                holders.push((held, id));
+            }
+        });
+        holders.sort_unstable_by(|one, other| other.cmp(one));
+        let mut closed = 0;
+        for (_, id) in holders {
+            if self.ctx.buffered() <= enough {
+                break;
+            }
+            self.ctx.kill(id, CloseReason::MemoryLimit);
+            self.ctx.release(id);
+            closed += 1;
+        }
+        if closed > 0 {
+            log::warn!(
+                "memory limit of {memory} bytes reached: the {closed} connections that held most are closed"
+            );
+        }
+    }
+
     /// Takes apart the connections that ended in this turn, and tells the handler. Nothing in this turn can
     /// meet their slots' next owners.
     pub(crate) fn reap(&mut self) {
@@ -97,9 +130,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 freed = true;
                 self.close_descriptor(fd, connection.reset_on_close);
             }
-            let tail = connection.input.take().map_or(0, |tail| tail.len());
-            let unsent = connection.queued();
-            self.ctx.buffered -= tail + unsent + connection.held;
+            let unsent = connection.discarded_output + connection.queued();
+            self.ctx.buffered -= connection.memory();
             if let Some(queue) = connection.output.take() {
                 self.ctx.pool.put(queue);
             }
@@ -140,21 +172,32 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 }
             }
             // A turn later, with all events seen: requests that had arrived are not idle connections.
-            Shutdown::Closing if self.saw_all => {
+            Shutdown::Closing if self.put_off == 0 => {
                 self.shutdown = Shutdown::Draining;
                 self.for_each_connection(|reactor, id| reactor.tell_of_drain(id, deadline));
             }
-            Shutdown::Closing | Shutdown::Draining | Shutdown::Done(_) => (),
+            Shutdown::Draining => {
+                self.untold.1 = self.untold.1.saturating_sub(1);
+                for id in std::mem::take(&mut self.untold.0) {
+                    self.tell_of_drain(id, deadline);
+                }
+            }
+            Shutdown::Closing | Shutdown::Done(_) => (),
         }
         if self.forced || deadline <= self.ctx.now() {
+            self.shutdown = Shutdown::Draining;
             self.cut_off |= self.ctx.connections.len() > self.ctx.dead.len();
             self.for_each_connection(|reactor, id| reactor.ctx.kill(id, CloseReason::Shutdown));
         }
     }
 
     fn tell_of_drain(&mut self, id: ConnId, deadline: Timestamp) {
-        if self.ctx.connections.get(id.0).is_some_and(|connection| connection.phase == Phase::Open) {
-            self.callback(id, |handler, ctx, state| handler.on_shutdown(ctx, id, state, deadline));
+        match self.ctx.connections.get(id.0) {
+            Some(connection) if connection.in_ready && self.untold.1 > 0 => self.untold.0.push(id),
+            Some(connection) if connection.phase == Phase::Open => {
+                self.callback(id, |handler, ctx, state| handler.on_shutdown(ctx, id, state, deadline));
+            }
+            _ => (),
         }
     }
 

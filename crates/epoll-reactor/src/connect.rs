@@ -23,6 +23,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Some(fd) => self.kernel.add(fd, Interest::Stream, id.as_u64()),
             None => Ok(()),
         };
+        // A descriptor that epoll did not take is closed here: there is nothing to delete it from.
+        let fd = fd.filter(|_| added.is_ok());
         self.put_side(id, Side { fd, state: H::Conn::default() });
         self.ctx.arm(id);
         match added.and(progress) {
@@ -52,6 +54,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             // Closed before it opened: what was sent to it is still delivered.
             connection.phase = Phase::Flushing;
             self.ctx.mark_dirty(id);
+            self.ctx.arm(id);
             return;
         }
         connection.phase = Phase::Open;

@@ -73,6 +73,8 @@ pub(crate) struct Connection {
     pub(crate) bytes_sent: u64,
     /// Bytes the handler holds for it, by its own account.
     pub(crate) held: usize,
+    /// Output dropped to free memory before the connection is taken apart.
+    pub(crate) discarded_output: usize,
     /// Bytes discarded while lingering.
     pub(crate) discarded: usize,
 }
@@ -135,6 +137,7 @@ impl Connection {
             bytes_received: 0,
             bytes_sent: 0,
             held: 0,
+            discarded_output: 0,
             discarded: 0,
         }
     }
@@ -165,6 +168,20 @@ impl Connection {
 
     pub(crate) fn queued(&self) -> usize {
         self.output.as_ref().map_or(0, |queue| queue.len())
+    }
+
+    /// What it counts for against the loop's limit.
+    pub(crate) fn memory(&self) -> usize {
+        let input = self.input.as_ref().map_or(0, |tail| tail.held());
+        let output = self.output.as_ref().map_or(0, |queue| queue.charge());
+        input + output + self.held
+    }
+
+    /// The memory that would be free without it, at most: data that others wait for too is freed with the last of
+    /// them, and counts for each that waits.
+    pub(crate) fn keeps_from_being_freed(&self) -> usize {
+        let shared = self.output.as_ref().map_or(0, |queue| queue.len().saturating_sub(queue.charge()));
+        self.memory() + shared
     }
 
     /// Leaves `Connecting` or `Open`. The first reason stands.

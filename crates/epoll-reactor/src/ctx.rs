@@ -11,10 +11,14 @@ use crate::clock::Clock;
 use crate::connection::{Connection, Fin, Phase};
 use crate::handler::CloseReason;
 use crate::limits::Limits;
+use crate::shared::SharedMemory;
 use crate::slab::Slab;
 use crate::stats::Counters;
 use crate::timers::Timers;
 use crate::token::{ConnId, ListenerId, SourceId, Token};
+
+/// What one connection may account for, so that the sum over all of them fits a number.
+const MOST_ACCOUNTED: usize = usize::MAX >> 32;
 
 /// The loop as a callback sees it: every connection's output, timers and end, and the time.
 ///
@@ -34,6 +38,10 @@ pub struct Ctx {
     /// Bytes in all output queues and input tails, and those that handlers have accounted for. Invariant: the
     /// sum over the connections.
     pub(crate) buffered: usize,
+    /// What is counted once for all queues that hold it.
+    pub(crate) shared: SharedMemory,
+    /// A send was refused for want of memory, or a handler holds too much: the largest holders are to go.
+    pub(crate) short_of_memory: bool,
     /// Connections and registrations to be served in the next turn without an event from the kernel.
     pub(crate) ready: VecDeque<Token>,
     /// Connections with output to flush, or an end to bring about, at the end of this turn.
@@ -63,6 +71,8 @@ impl Ctx {
             direct: Vec::new(),
             pool: QueuePool::default(),
             buffered: 0,
+            shared: SharedMemory::default(),
+            short_of_memory: false,
             ready: VecDeque::new(),
             dirty: Vec::new(),
             overdue: Vec::new(),
@@ -108,8 +118,8 @@ impl Ctx {
     /// Bytes of input and output held for all connections, those [accounted for](Self::account) among them; at
     /// most [`Limits::memory`].
     #[must_use]
-    pub const fn buffered(&self) -> usize {
-        self.buffered
+    pub fn buffered(&self) -> usize {
+        self.buffered.saturating_add(self.shared.in_use())
     }
 
     /// Whether `id` is open, or on its way to be: nobody has closed it.
@@ -217,14 +227,15 @@ impl Ctx {
     }
 
     /// Counts `bytes` that the handler itself holds for `id` against [`Limits::memory`], instead of the number
-    /// given before. Beyond it the connection is closed with [`MemoryLimit`](CloseReason::MemoryLimit).
+    /// given before. Beyond it those connections that hold most are closed, with
+    /// [`MemoryLimit`](CloseReason::MemoryLimit).
     pub fn account(&mut self, id: ConnId, bytes: usize) {
+        // One byte too much is as good as any number of them, and sums of it stay exact.
+        let bytes = bytes.min(self.limits.memory.saturating_add(1)).min(MOST_ACCOUNTED);
         if let Some(connection) = self.connections.get_mut(id.0) {
-            self.buffered = (self.buffered - connection.held).saturating_add(bytes);
+            self.buffered = self.buffered - connection.held + bytes;
             connection.held = bytes;
-            if self.buffered > self.limits.memory {
-                self.kill(id, CloseReason::MemoryLimit);
-            }
+            self.short_of_memory |= self.buffered() > self.limits.memory;
         }
     }
 
@@ -320,6 +331,20 @@ impl Ctx {
         }
     }
 
+    /// Frees what a connection that is dead holds, before it is taken apart. What its handler holds for it
+    /// follows with `on_close`, in this turn.
+    pub(crate) fn release(&mut self, id: ConnId) {
+        if let Some(connection) = self.connections.get_mut(id.0) {
+            self.buffered -= connection.memory();
+            connection.discarded_output += connection.queued();
+            connection.input = None;
+            connection.held = 0;
+            if let Some(queue) = connection.output.take() {
+                self.pool.put(queue);
+            }
+        }
+    }
+
     /// Ends `id`: at the end of the turn it is taken apart.
     pub(crate) fn kill(&mut self, id: ConnId, reason: CloseReason) {
         if let Some(connection) = self.connections.get_mut(id.0)
@@ -347,7 +372,8 @@ impl Ctx {
             let Some(connection) = self.connections.get(token) else { continue };
             let id = ConnId(token);
             let (queued, held) = (connection.queued(), connection.held);
-            sum += queued + held + connection.input.as_ref().map_or(0, |tail| tail.len());
+            sum += connection.output.as_ref().map_or(0, |queue| queue.charge());
+            sum += held + connection.input.as_ref().map_or(0, |tail| tail.held());
             if queued > self.limits.output {
                 return Err(format!(
                     "{id}: {queued} bytes queued, above the limit of {}",

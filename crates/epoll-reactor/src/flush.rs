@@ -30,21 +30,22 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     /// Writes what should not wait for the end of the turn: queues above the high water mark, and, each time
-    /// another eighth of the memory limit above its half is in use, all. It ends no connection: a `read` may
-    /// be under way.
+    /// another eighth of the memory limit above its half is in use, all. It takes no closing connection on to its
+    /// end, which would need the read buffer: a `read` may be under way.
     pub(crate) fn flush_overdue(&mut self) {
         while let Some(id) = self.ctx.overdue.pop() {
             self.write_queue(id);
         }
-        if self.ctx.buffered > self.memory_mark {
+        if self.ctx.buffered() > self.memory_mark {
             for position in 0..self.ctx.dirty.len() {
                 if let Some(id) = self.ctx.dirty.get(position) {
                     self.write_queue(*id);
                 }
             }
             let memory = self.ctx.limits.memory;
-            self.memory_mark = (memory / 2).max(self.ctx.buffered + memory / 8);
+            self.memory_mark = (memory / 2).max(self.ctx.buffered() + memory / 8);
         }
+        self.relieve_memory();
     }
 
     /// Sends what is queued for `id`, as far as the kernel takes it; a connection that was closing and has
@@ -75,8 +76,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
             let count = queue.gather(&mut pieces);
             let written = self.write(id, pieces.get(..count).unwrap_or_default());
+            let charge = queue.charge();
             queue.advance(written);
-            self.ctx.buffered -= written;
+            self.ctx.buffered -= charge - queue.charge();
             match self.ctx.connections.get_mut(id.0) {
                 Some(connection) if queue.len() > 0 => connection.output = Some(queue),
                 _ => self.ctx.pool.put(queue),

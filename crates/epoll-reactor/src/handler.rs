@@ -128,8 +128,8 @@ pub enum CloseReason {
     WriteStalled,
     /// An unfinished message reached [`Limits::input`](crate::Limits::input).
     InputLimit,
-    /// An unfinished message, or what the handler [accounted for](Ctx::account), passed
-    /// [`Limits::memory`](crate::Limits::memory).
+    /// All connections together reached [`Limits::memory`](crate::Limits::memory), and it was among those that held
+    /// most.
     MemoryLimit,
     /// The loop drained, and its grace had passed or a second signal came.
     Shutdown,

@@ -39,9 +39,7 @@
 //! fn main() -> std::io::Result<()> {
 //!     let limits = Limits { idle_timeout: Some(Duration::from_secs(60)), ..Limits::default() };
 //!     let mut reactor = Reactor::new(Counter, limits)?;
-//!     for address in Address::resolve("127.0.0.1:8080")? {
-//!         reactor.listen(&address, &ListenOptions::default())?;
-//!     }
+//!     reactor.listen_first(&Address::resolve("127.0.0.1:8080")?, &ListenOptions::default())?;
 //!     reactor.run()?;
 //!     Ok(())
 //! }
@@ -62,6 +60,9 @@ mod connect;
 mod connection;
 mod ctx;
 mod flush;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod limits;
 mod listener;
@@ -70,6 +71,7 @@ mod reactor;
 mod remote;
 mod serve;
 mod server;
+mod shared;
 mod slab;
 mod stats;
 mod timers;
@@ -90,6 +92,7 @@ pub use output::SendOutcome;
 pub use reactor::{Reactor, Stopped};
 pub use remote::{Remote, RemoteError};
 pub use server::{EpollServer, EventHandler, HandlerAction, ShutdownSignal, TcpStream};
+pub use shared::{Share, Shared};
 pub use slab::ConnMap;
 pub use stats::{CloseStats, Counters};
 pub use token::{ConnId, ListenerId, SourceId};

@@ -35,10 +35,13 @@ pub struct Limits {
     /// How much output may wait on one connection: a send that would pass it is refused whole. One message
     /// is never larger.
     pub output: usize,
-    /// How much input and output may wait on all connections together. A send that would pass it is refused;
-    /// a connection whose unfinished message would pass it is closed.
+    /// How much memory input and output that wait may take on all connections together, with what handlers
+    /// [account for](crate::Ctx::account). When it is passed, the connections that hold most are closed, with
+    /// [`MemoryLimit`](crate::CloseReason::MemoryLimit), until an eighth of it is free; within one callback it may be
+    /// passed by that eighth, and a send beyond that is refused.
     pub memory: usize,
-    /// A connection on which nothing was read or written for this long is closed. `None`: never; a peer that
+    /// A connection on which nothing was read or written for this long is closed, also while its handler has
+    /// paused reading or is at work on an answer. `None`: never; a peer that
     /// vanished is still found by the keep-alive of [`ListenOptions`](crate::ListenOptions).
     pub idle_timeout: Option<Duration>,
     /// A connection with output waiting, of which the peer takes nothing for this long, is closed.
@@ -67,7 +70,8 @@ pub struct Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PanicPolicy {
     /// It is logged, closes the connection it was for, if any, and the loop goes on with the handler as the
-    /// panic left it. Only where panics unwind: with `panic = "abort"` the process ends.
+    /// panic left it. What the callback had said to its own connection is not sent. Only where panics
+    /// unwind: with `panic = "abort"` the process ends.
     CloseConnection,
     /// It goes on up through `run`, to whoever called it. The turn it came from was not finished, so the reactor
     /// can only be dropped; further turns are errors.

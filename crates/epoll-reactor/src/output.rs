@@ -1,10 +1,9 @@
 //! Sending, as a callback sees it: what is accepted, what is refused, and where it waits. The writing itself is in
 //! `flush.rs`.
 
-use bytes::Bytes;
-
 use crate::buffer::OutputQueue;
 use crate::ctx::Ctx;
+use crate::shared::{Share, Shared};
 use crate::token::ConnId;
 
 /// What became of a send.
@@ -16,8 +15,9 @@ pub enum SendOutcome<T> {
     /// It goes out as the peer reads; more than the high water mark is waiting, so send less until
     /// [`on_drain`](crate::Handler::on_drain).
     Queued,
-    /// It was refused whole, since [`Limits::output`](crate::Limits::output) or [`Limits::memory`](crate::Limits::memory) would be passed: here it is. The
-    /// connection is as it was.
+    /// It was refused whole, since [`Limits::output`](crate::Limits::output) or
+    /// [`Limits::memory`](crate::Limits::memory) would be passed: here it is. The connection is as it was, so a
+    /// smaller send may still be accepted: one that must not be missed before others is a reason to close.
     OverLimit(T),
     /// The connection is closing or gone: here it is.
     Gone(T),
@@ -34,7 +34,7 @@ impl<T> SendOutcome<T> {
 impl Ctx {
     /// Sends a copy of `data`. Order is kept, whatever kinds of sends are mixed.
     pub fn send<'data>(&mut self, id: ConnId, data: &'data [u8]) -> SendOutcome<&'data [u8]> {
-        match self.admit(id, data.len(), false) {
+        match self.admit(id, data.len(), data.len(), true) {
             Ok(admitted) => {
                 if admitted.direct {
                     self.direct.extend_from_slice(data);
@@ -48,19 +48,26 @@ impl Ctx {
         }
     }
 
-    /// Sends `data` without copying it: the same buffer may wait on any number of connections. Each counts
-    /// it in full against its own limit and against [`Limits::memory`](crate::Limits::memory).
-    pub fn send_shared(&mut self, id: ConnId, data: Bytes) -> SendOutcome<Bytes> {
-        let length = data.len();
-        match self.admit(id, length, true) {
+    /// Sends `data` without copying it: the same buffer may wait on any number of connections. Each counts it in
+    /// full against its own limit; against [`Limits::memory`](crate::Limits::memory) it counts once if it was
+    /// made by [`share`](Self::share), and otherwise for each. Up to 64 bytes are copied all the same.
+    pub fn send_shared<T: Share>(&mut self, id: ConnId, data: T) -> SendOutcome<T> {
+        let (length, charge) = (data.length(), data.charge());
+        match self.admit(id, length, charge, false) {
             Ok(admitted) => {
                 self.move_direct_to_queue(id);
-                self.enqueue(id, length, |queue| queue.push_shared(data));
+                self.enqueue(id, length, |queue| queue.push_shared(data.into_bytes(), charge));
                 admitted.outcome()
             }
             Err(Refused::OverLimit) => SendOutcome::OverLimit(data),
             Err(Refused::Gone) => SendOutcome::Gone(data),
         }
+    }
+
+    /// Makes `data` something to send to many: see [`Shared`].
+    #[must_use]
+    pub fn share(&self, data: Vec<u8>) -> Shared {
+        self.shared.share(data)
     }
 
     /// Bytes sent to `id` that the kernel has not taken yet; 0 if it is gone.
@@ -70,8 +77,10 @@ impl Ctx {
         self.connections.get(id.0).map_or(0, |connection| connection.queued() + direct)
     }
 
-    /// Decides whether `length` bytes may be sent to `id`, and notes what follows from it.
-    fn admit(&mut self, id: ConnId, length: usize, shared: bool) -> Result<Admitted, Refused> {
+    /// Decides whether `length` bytes, which count for `charge` in memory, may be sent to `id`, and notes what
+    /// follows from it.
+    fn admit(&mut self, id: ConnId, length: usize, charge: usize, copied: bool) -> Result<Admitted, Refused> {
+        let in_use = self.buffered();
         let Some(connection) = self.connections.get_mut(id.0).filter(|it| it.accepts_output()) else {
             return Err(Refused::Gone);
         };
@@ -79,11 +88,16 @@ impl Ctx {
             return Ok(Admitted { direct: true, above_high_water: connection.above_high_water });
         }
         let is_current = self.current == Some(id);
-        let direct = is_current && !shared && connection.output.is_none() && connection.writable;
+        // Offered to the kernel before anything else happens, so it does not count as held.
+        let direct = is_current && copied && connection.output.is_none() && connection.writable;
         let pending = if is_current { self.direct.len() } else { 0 };
         let queued = connection.queued().saturating_add(pending).saturating_add(length);
-        let buffered = self.buffered.saturating_add(pending).saturating_add(length);
-        if queued > self.limits.output || buffered > self.limits.memory {
+        let memory = self.limits.memory;
+        let wanted = if direct { 0 } else { in_use.saturating_add(charge) };
+        // Behind this callback those that hold most are closed, and an eighth is free: it is lent already, since
+        // the connection that happens to be next is not to blame.
+        self.short_of_memory |= wanted > memory;
+        if wanted > memory.saturating_add(memory / 8) || queued > self.limits.output {
             self.counters.sends_refused += 1;
             return Err(Refused::OverLimit);
         }
@@ -96,9 +110,10 @@ impl Ctx {
         if let Some(connection) = self.connections.get_mut(id.0)
             && length > 0
         {
-            let before = connection.queued();
-            push(connection.output.get_or_insert_with(|| self.pool.take()));
-            self.buffered += length;
+            let queue = connection.output.get_or_insert_with(|| self.pool.take());
+            let (before, charge) = (queue.len(), queue.charge());
+            push(queue);
+            self.buffered += queue.charge() - charge;
             let mark = self.limits.output_high_water;
             if connection.writable && before <= mark && before + length > mark {
                 self.overdue.push(id);

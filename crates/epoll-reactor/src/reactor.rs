@@ -13,7 +13,7 @@ use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::remote::Remote;
 use crate::slab::Slab;
-use crate::token::{ListenerId, SourceId, Token};
+use crate::token::{ConnId, ListenerId, SourceId, Token};
 use crate::turn::{EVENTS, Turn};
 
 /// An event loop with its connections, listeners and handler. It belongs to one thread.
@@ -41,10 +41,11 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) memory_mark: usize,
     /// A signal that drains has come.
     pub(crate) signalled: bool,
-    /// This turn's wait left nothing untold.
-    pub(crate) saw_all: bool,
-    /// Turns in a row that have put deadlines off because of that.
+    /// Turns in a row that have put deadlines off, since the kernel had not told all; 0 if this one has not.
     pub(crate) put_off: u32,
+    /// Connections that have yet to be told of the drain, since they have work on the ready list, and for how
+    /// many more turns that is respected.
+    pub(crate) untold: (Vec<ConnId>, u32),
     /// A turn has begun and not ended.
     pub(crate) in_turn: bool,
     pub(crate) events: Events,
@@ -55,6 +56,9 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) more_messages: bool,
     pub(crate) next_tick: Option<Timestamp>,
 }
+
+/// A flood never comes to an end; requests that had arrived when a drain began do.
+const MOST_TURNS_UNTOLD: u32 = 64;
 
 /// What the loop keeps of a connection out of reach of [`Ctx`].
 pub(crate) struct Side<F, C> {
@@ -127,8 +131,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             cut_off: false,
             memory_mark: usize::MAX,
             signalled: false,
-            saw_all: true,
             put_off: 0,
+            untold: (Vec::new(), MOST_TURNS_UNTOLD),
             in_turn: false,
             events: Events::with_capacity(EVENTS.0),
             remote,
@@ -161,6 +165,28 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         Ok((ListenerId(id), bound))
     }
 
+    /// Listens on the first of `addresses` that can be listened on: those that a host name stands for, as
+    /// [`Address::resolve`] finds them. One only, so that a name that means one address more tomorrow does not
+    /// open one more door.
+    ///
+    /// # Errors
+    /// As for [`listen`](Self::listen), of the last address; `InvalidInput` if there is none.
+    pub fn listen_first(
+        &mut self,
+        addresses: &[Address],
+        options: &ListenOptions,
+    ) -> io::Result<(ListenerId, Address)> {
+        let mut result = Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
+        for address in addresses {
+            result = self.listen(address, options);
+            match &result {
+                Ok(_) => break,
+                Err(error) => log::debug!("{error}"),
+            }
+        }
+        result
+    }
+
     /// Watches any other descriptor: a pipe, a timerfd, an inotify instance. It must be non-blocking.
     /// [`on_ready`](Handler::on_ready) is called when it is ready; the loop owns it until
     /// [`Ctx::unwatch`].
@@ -172,8 +198,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         Ok(SourceId(self.register(Registration::Source(fd), interest)?))
     }
 
-    /// Drains at the first of `signals` and forces the end at the second. They must be blocked in every
-    /// thread: call [`block_signals`](crate::block_signals) before any other thread is started.
+    /// Drains at the first of `signals` and forces the end at the second. They are blocked in this thread and in those
+    /// it starts from now on; if others run already, call [`block_signals`](crate::block_signals) before
+    /// they are started, since a signal that is not blocked in some thread ends the process.
     ///
     /// # Errors
     /// No descriptors are left.
@@ -246,5 +273,36 @@ impl<H: Handler, K: Kernel> fmt::Debug for Reactor<H, K> {
             .field("connections", &self.ctx.connections())
             .field("shutdown", &self.shutdown)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ConnId;
+
+    struct Silent;
+
+    impl Handler for Silent {
+        type Conn = ();
+        type Message = ();
+
+        fn on_data(&mut self, _: &mut Ctx, _: ConnId, (): &mut (), input: &[u8]) -> usize {
+            input.len()
+        }
+    }
+
+    #[test]
+    fn of_several_addresses_the_first_that_works_is_listened_on_and_no_other() {
+        let mut reactor = Reactor::new(Silent, Limits::default()).unwrap();
+        let options = ListenOptions::default();
+        // TEST-NET-1 of RFC 5737 is nobody's.
+        let addresses =
+            ["192.0.2.1:0", "127.0.0.1:0", "127.0.0.2:0"].map(|text| Address::Tcp(text.parse().unwrap()));
+        let (_, bound) = reactor.listen_first(&addresses, &options).unwrap();
+        assert_eq!(bound.as_tcp().unwrap().ip(), addresses[1].as_tcp().unwrap().ip());
+        let error = reactor.listen_first(&addresses[..1], &options).unwrap_err();
+        assert!(error.to_string().contains("192.0.2.1:0"), "{error}");
+        assert_eq!(reactor.listen_first(&[], &options).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, PoisonError, atomic::Ordering};
-#[cfg(not(loom))]
+#[cfg(not(all(test, loom)))]
 use std::sync::{Mutex, MutexGuard, atomic::AtomicBool};
 
 use epoll_sys::{Errno, Kernel, Linux};
 // What the threads share, under a scheduler that tries all their interleavings: `remote/model.rs`.
-#[cfg(loom)]
+#[cfg(all(test, loom))]
 use loom::sync::{Mutex, MutexGuard, atomic::AtomicBool};
 
 /// Sends messages to a reactor from any thread, and asks it to drain. Cheap to clone.
@@ -109,7 +109,9 @@ impl<M, F> Shared<M, F> {
 
     /// Moves up to `budget` messages to `into`; returns whether more are waiting.
     pub(crate) fn take(&self, budget: usize, into: &mut VecDeque<M>) -> bool {
-        self.wake_pending.store(false, Ordering::SeqCst);
+        // A swap and not a store: it reads what the last sender's swap wrote, so all that came before that, a
+        // drain asked for among it, is seen from here on.
+        let _: bool = self.wake_pending.swap(false, Ordering::SeqCst);
         let mut queue = self.lock();
         if into.is_empty() && queue.messages.len() <= budget {
             std::mem::swap(&mut queue.messages, into);
@@ -163,10 +165,12 @@ impl<M> fmt::Display for RemoteError<M> {
 
 impl<M: fmt::Debug> std::error::Error for RemoteError<M> {}
 
-#[cfg(all(test, loom))]
+#[cfg(test)]
+#[cfg(loom)]
 mod model;
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

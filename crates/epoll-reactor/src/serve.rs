@@ -73,6 +73,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         {
             connection.again = false;
             if let Some(tail) = connection.input.take() {
+                self.ctx.buffered -= tail.held();
                 self.deliver_from(id, tail);
             }
         }
@@ -92,7 +93,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
             let received = match connection.input.take() {
                 None => self.read_shared(id, &mut buffer),
-                Some(tail) => self.read_behind(id, tail, buffer.len()),
+                Some(tail) => {
+                    self.ctx.buffered -= tail.held();
+                    self.read_behind(id, tail, buffer.len())
+                }
             };
             budget = budget.saturating_sub(received);
         }
@@ -112,7 +116,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let input = buffer.get(..received).unwrap_or_default();
         let consumed = self.call_on_data(id, input);
         if let Some(rest) = input.get(consumed..).filter(|rest| !rest.is_empty()) {
-            self.ctx.buffered += rest.len();
             self.keep_tail(id, Box::new(InputTail::from_slice(rest)));
         }
         received
@@ -133,7 +136,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
             Received::Bytes(count) => {
                 tail.filled(count);
-                self.ctx.buffered += count;
                 self.deliver_from(id, tail);
                 count
             }
@@ -181,7 +183,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     fn deliver_from(&mut self, id: ConnId, mut tail: Box<InputTail>) {
         let consumed = self.call_on_data(id, tail.as_slice());
         tail.consume(consumed);
-        self.ctx.buffered -= consumed;
         self.keep_tail(id, tail);
     }
 
@@ -194,24 +195,22 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.callback(id, |handler, ctx, state| handler.on_eof(ctx, id, state, unconsumed));
     }
 
-    /// Leaves an unconsumed rest with its connection, if that is open and the rest within bounds. It is
-    /// counted in `buffered` already.
-    fn keep_tail(&mut self, id: ConnId, tail: Box<InputTail>) {
-        let over_memory = self.ctx.buffered > self.ctx.limits.memory;
+    /// Leaves an unconsumed rest with its connection, if that is open and the rest within bounds.
+    fn keep_tail(&mut self, id: ConnId, mut tail: Box<InputTail>) {
         let length = tail.len();
-        match self.ctx.connections.get_mut(id.0) {
-            Some(connection) if length > 0 && connection.phase == Phase::Open && !connection.eof => {
-                // Held up, it may be complete messages that wait their turn.
-                let held_up = connection.again || !connection.may_deliver();
-                connection.input = Some(tail);
-                if length >= self.ctx.limits.input && !held_up {
-                    self.ctx.end(id, CloseReason::InputLimit);
-                } else if over_memory {
-                    self.ctx.kill(id, CloseReason::MemoryLimit);
-                }
-            }
-            _ => self.ctx.buffered -= length,
+        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
+        if length == 0 || connection.phase != Phase::Open || connection.eof {
+            return;
         }
+        tail.shrink();
+        self.ctx.buffered += tail.held();
+        // Held up, it may be complete messages that wait their turn.
+        let held_up = connection.again || !connection.may_deliver();
+        connection.input = Some(tail);
+        if length >= self.ctx.limits.input && !held_up {
+            self.ctx.end(id, CloseReason::InputLimit);
+        }
+        self.relieve_memory();
     }
 
     pub(crate) fn call_on_open(&mut self, id: ConnId) {

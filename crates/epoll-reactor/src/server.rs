@@ -4,10 +4,11 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::time::Duration;
 
 use bytes::Bytes;
-use epoll_sys::{Address, ListenOptions};
+use epoll_sys::{Address, ListenOptions, Signal};
 
 use crate::ctx::Ctx;
 use crate::handler::{CloseReason, Handler};
@@ -15,14 +16,17 @@ use crate::limits::Limits;
 use crate::output::SendOutcome;
 use crate::reactor::Reactor;
 use crate::remote::Remote;
+use crate::shared::Share;
 use crate::slab::ConnMap;
 use crate::stats::CloseStats;
 use crate::token::ConnId;
 use crate::turn::Turn;
 
-/// A server's behaviour in four callbacks. A client is a number, unique for as long as the server lives.
+/// A server's behaviour in four callbacks. A client is a number, unique for as long as the server lives, neither
+/// small nor consecutive.
 ///
-/// An error from a callback is logged and closes that client; the server goes on.
+/// An error from a callback is logged (through the `log` crate, as all that this crate has to say) and closes that
+/// client; the server goes on.
 pub trait EventHandler {
     /// A client is there. An error turns it away, without an [`on_disconnect`](Self::on_disconnect).
     ///
@@ -42,7 +46,9 @@ pub trait EventHandler {
     /// Whatever the handler likes; it is logged.
     fn on_disconnect(&mut self, client_id: u64) -> io::Result<()>;
 
-    /// Whether `data`, all that has arrived and not been handled, ends with the end of a message.
+    /// Whether `data`, all that has arrived and not been handled, ends with the end of a message. Where clients may
+    /// send several messages at once, or one and the start of another, [`message_len`](Self::message_len) is
+    /// needed as well.
     fn is_data_complete(&mut self, data: &[u8]) -> bool;
 
     /// How many bytes the first message in `data` has, once it is complete.
@@ -62,6 +68,8 @@ pub enum HandlerAction {
     Reply(Vec<u8>),
     /// To every client but that one.
     Broadcast(Vec<u8>),
+    /// To the client the message came from, which is then disconnected: an answer to `quit`.
+    ReplyAndClose(Vec<u8>),
     /// To one client. If it has gone, to nobody.
     SendTo(u64, Vec<u8>),
     /// To every client.
@@ -148,7 +156,8 @@ impl<H: EventHandler> EpollServer<H> {
     /// As for [`new`](Self::new), and limits that contradict each other.
     pub fn with_limits(address: &str, handler: H, limits: Limits) -> io::Result<Self> {
         let mut reactor = Reactor::new(Clients { handler, members: ConnMap::new() }, limits)?;
-        let local_address = listen_on_first(&mut reactor, address)?;
+        let (_, local_address) =
+            reactor.listen_first(&Address::resolve(address)?, &ListenOptions::default())?;
         Ok(Self { reactor, local_address })
     }
 
@@ -164,6 +173,15 @@ impl<H: EventHandler> EpollServer<H> {
         ShutdownSignal { remote: self.reactor.remote() }
     }
 
+    /// Shuts down at the first `SIGINT` (Ctrl-C) or `SIGTERM`, and at once at the second. Call it before other
+    /// threads are started: a thread that does not block these signals is ended by them, and the process with it.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn drain_on_signals(&mut self) -> io::Result<()> {
+        self.reactor.drain_on_signals(&[Signal::Interrupt, Signal::Terminate])
+    }
+
     /// Serves until it is shut down; clients then still get what was sent to them, within
     /// [`Limits::drain_grace`]. `timeout` is the longest that a wait may take; `None`, the default, waits
     /// until there is something to do.
@@ -174,18 +192,6 @@ impl<H: EventHandler> EpollServer<H> {
         while self.reactor.turn(timeout)? == Turn::Continue {}
         Ok(())
     }
-}
-
-/// Listens on the first of the addresses that `text` stands for that can be listened on.
-fn listen_on_first<H: Handler>(reactor: &mut Reactor<H>, text: &str) -> io::Result<Address> {
-    let mut result = Err(io::ErrorKind::NotFound.into());
-    for address in Address::resolve(text)? {
-        result = reactor.listen(&address, &ListenOptions::default()).map(|(_, bound)| bound);
-        if result.is_ok() {
-            break;
-        }
-    }
-    result
 }
 
 /// Stops an [`EpollServer`]. Cheap to clone, and may be sent to any thread.
@@ -201,6 +207,9 @@ impl ShutdownSignal {
     }
 }
 
+/// What one callback may send, in number: enough for a millisecond or so, after which others have their turn.
+const DELIVERIES: usize = 16 * 1024;
+
 /// The adapter: an [`EventHandler`] as a [`Handler`].
 struct Clients<H> {
     handler: H,
@@ -209,41 +218,51 @@ struct Clients<H> {
 }
 
 impl<H: EventHandler> Clients<H> {
-    fn apply(&mut self, ctx: &mut Ctx, from: ConnId, action: HandlerAction) {
+    /// Does what a message asked for; returns how many bytes a client may have been sent by it.
+    fn apply(&mut self, ctx: &mut Ctx, from: ConnId, action: HandlerAction) -> usize {
         match action {
-            HandlerAction::Reply(data) => deliver(ctx, from, &Bytes::from(data)),
+            HandlerAction::Reply(data) => deliver(ctx, from, Bytes::from(data)),
+            HandlerAction::ReplyAndClose(data) => {
+                let length = deliver(ctx, from, Bytes::from(data));
+                ctx.close_after_flush(from);
+                length
+            }
             HandlerAction::Broadcast(data) => self.to_all(ctx, Some(from), data),
             HandlerAction::SendToAll(data) => self.to_all(ctx, None, data),
             HandlerAction::SendTo(client_id, data) => {
-                deliver(ctx, ConnId::from_u64(client_id), &Bytes::from(data));
+                deliver(ctx, ConnId::from_u64(client_id), Bytes::from(data))
             }
-            HandlerAction::None => (),
+            HandlerAction::None => 0,
         }
     }
 
-    fn to_all(&self, ctx: &mut Ctx, except: Option<ConnId>, data: Vec<u8>) {
-        let data = Bytes::from(data);
+    fn to_all(&self, ctx: &mut Ctx, except: Option<ConnId>, data: Vec<u8>) -> usize {
+        let data = ctx.share(data);
         for (id, ()) in self.members.iter() {
             if Some(id) != except {
-                deliver(ctx, id, &data);
+                deliver(ctx, id, data.clone());
             }
         }
+        data.len()
     }
 }
 
-fn deliver(ctx: &mut Ctx, id: ConnId, data: &Bytes) {
-    match ctx.send_shared(id, data.clone()) {
+/// Sends, and disconnects a client that there is no more room for; returns the length.
+fn deliver<T: Share + Deref<Target = [u8]>>(ctx: &mut Ctx, id: ConnId, data: T) -> usize {
+    let length = data.len();
+    match ctx.send_shared(id, data) {
         SendOutcome::Sent | SendOutcome::Queued => (),
         SendOutcome::OverLimit(_) => {
             let (queued, buffered) = (ctx.queued(id), ctx.buffered());
-            log::warn!(
-                "client {id} disconnected: {queued} bytes wait for it, {buffered} in all; no room for {} more",
-                data.len()
+            log::info!(
+                "client {} disconnected: {queued} bytes wait for it, {buffered} in all; no room for {length} more",
+                id.as_u64()
             );
             ctx.close_now(id);
         }
-        SendOutcome::Gone(_) => log::debug!("client {id} has gone; {} bytes for it dropped", data.len()),
+        SendOutcome::Gone(_) => log::debug!("client {} has gone; {length} bytes for it dropped", id.as_u64()),
     }
+    length
 }
 
 impl<H: EventHandler> Handler for Clients<H> {
@@ -257,7 +276,7 @@ impl<H: EventHandler> Handler for Clients<H> {
                 self.members.insert(id, ());
             }
             Err(error) => {
-                log::info!("client {id} turned away: {error}");
+                log::info!("client {} turned away: {error}", id.as_u64());
                 ctx.close_after_flush(id);
             }
         }
@@ -265,18 +284,32 @@ impl<H: EventHandler> Handler for Clients<H> {
 
     fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut (), input: &[u8]) -> usize {
         let mut rest = input;
+        // To each: small pieces are copied for all of them.
+        let share_of_memory = ctx.limits().memory / 4 / self.members.len().max(1);
+        let mut budget = (ctx.limits().output / 4).min(share_of_memory).max(1);
+        let mut deliveries = DELIVERIES;
         while !rest.is_empty() && ctx.is_open(id) {
             if ctx.queued(id) > ctx.limits().output_high_water {
                 // Enough answers are waiting; the other messages wait as well.
                 ctx.pause_until_drained(id);
                 break;
             }
+            if budget == 0 || deliveries == 0 {
+                // The loop writes only between callbacks. More could fill the limit of a client that reads all it
+                // is sent.
+                ctx.read_again(id);
+                break;
+            }
             let Some(length) = self.handler.message_len(rest) else { break };
             let (message, behind) = rest.split_at(length.clamp(1, rest.len()));
             match self.handler.on_message(id.as_u64(), message) {
-                Ok(action) => self.apply(ctx, id, action),
+                Ok(action) => {
+                    let to_all = matches!(action, HandlerAction::Broadcast(_) | HandlerAction::SendToAll(_));
+                    deliveries = deliveries.saturating_sub(if to_all { self.members.len() } else { 1 });
+                    budget = budget.saturating_sub(self.apply(ctx, id, action));
+                }
                 Err(error) => {
-                    log::info!("client {id}: {error}; disconnecting it");
+                    log::info!("client {}: {error}; disconnecting it", id.as_u64());
                     ctx.close_after_flush(id);
                 }
             }
@@ -285,11 +318,14 @@ impl<H: EventHandler> Handler for Clients<H> {
         input.len() - rest.len()
     }
 
-    fn on_close(&mut self, _: &mut Ctx, id: ConnId, (): (), _: CloseReason, _: &CloseStats) {
+    fn on_close(&mut self, _: &mut Ctx, id: ConnId, (): (), reason: CloseReason, _: &CloseStats) {
+        if !matches!(reason, CloseReason::PeerClosed | CloseReason::Local) {
+            log::info!("client {}: {reason}", id.as_u64());
+        }
         if self.members.remove(id).is_some()
             && let Err(error) = self.handler.on_disconnect(id.as_u64())
         {
-            log::warn!("client {id}: on_disconnect: {error}");
+            log::warn!("client {}: on_disconnect: {error}", id.as_u64());
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The turn, phase by phase: `timeout from timers and the ready list -> wait -> read the clock once -> dispatch ->
-//! messages from other threads -> timers -> flush dirty -> reap`. What happens to one connection is in `serve.rs`.
+//! messages from other threads -> timers -> drain -> requests -> flush dirty -> reap`. What happens to one connection is in `serve.rs`.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -46,16 +46,17 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 "an earlier turn ended in an error or a panic; the reactor cannot go on",
             ));
         }
-        self.saw_all = self.wait(max_wait)?;
+        let saw_all = self.wait(max_wait)?;
         self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
         self.ctx.counters.turns += 1;
         self.memory_mark = self.ctx.limits.memory / 2;
         self.dispatch()?;
         self.deliver_messages();
-        self.fire_timers();
+        self.fire_timers(saw_all);
         self.drain_step();
         self.carry_out_requests();
         self.flush_dirty();
+        self.relieve_memory();
         self.reap();
         self.in_turn = false;
         Ok(self.finish_turn())
@@ -172,8 +173,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// Deadlines are looked at only when all events are known: a process that was stopped, or a loop that was
     /// held up, finds every deadline passed, and behind it in the kernel the bytes that would have moved
     /// it. Not for ever, though: a loop that never knows all still has deadlines.
-    fn fire_timers(&mut self) {
-        if !self.saw_all && self.put_off < MOST_PUT_OFF {
+    fn fire_timers(&mut self, saw_all: bool) {
+        if !saw_all && self.put_off < MOST_PUT_OFF {
             self.put_off += 1;
             return;
         }

@@ -9,9 +9,11 @@
 
 mod support;
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use epoll_reactor::{CloseReason, ConnId, Limits, SendOutcome};
-use support::{Call, Harness, KIB, Peer, Script, assert_same, pattern};
+use epoll_reactor::{CloseReason, ConnId, Errno, Limits, SendOutcome};
+use support::{Call, Harness, KIB, Method, Peer, Script, assert_same, pattern};
 
 /// Far more than the kernel's buffers of a Unix socket hold.
 const MUCH: usize = 1024 * KIB;
@@ -151,75 +153,6 @@ fn a_send_over_the_limit_is_handed_back_whole_and_the_connection_stays_as_it_was
 }
 
 #[test]
-fn output_on_all_connections_together_is_bounded() {
-    let mut harness = Harness::unix(Script::default(), Limits { memory: MUCH, ..marks() });
-    let [(mut first, a), (_second, b), (mut third, c)] = harness.open_many();
-    push(&mut harness, a, &pattern(900 * KIB));
-    push(&mut harness, b, &pattern(300 * KIB));
-    let room = MUCH - harness.ctx().buffered();
-    let too_much = pattern(room + 1);
-    assert!(matches!(harness.ctx().send(c, &too_much), SendOutcome::OverLimit(_)));
-    // One that sends little is served as ever, and when memory is free again all may use it.
-    third.say(b"x");
-    assert_eq!(harness.receive(&mut third, 1), b"x");
-    harness.receive(&mut first, 900 * KIB);
-    assert!(harness.ctx().send(c, &too_much).is_accepted());
-}
-
-#[test]
-fn unfinished_messages_on_all_connections_together_are_bounded() {
-    let limits = Limits {
-        memory: 1000,
-        output: 500,
-        output_high_water: 400,
-        output_low_water: 1,
-        ..Limits::default()
-    };
-    let mut harness = Harness::with(Script::default().data(|_, _, _| 0), limits);
-    let [(mut first, a), (mut second, b), (mut third, c)] = harness.open_many();
-    first.say(&[1; 600]);
-    harness.until("the first tail", |script| !script.inputs(a).is_empty());
-    second.say(&[2; 400]);
-    harness.until("the second tail", |script| !script.inputs(b).is_empty());
-    assert_eq!(harness.ctx().buffered(), 1000);
-    third.say(b"x");
-    assert_eq!(harness.closed(c), CloseReason::MemoryLimit);
-    assert_eq!(harness.ctx().buffered(), 1000);
-    assert_eq!((harness.script().closed(a), harness.script().closed(b)), (None, None));
-}
-
-#[test]
-fn buffered_is_always_the_sum_over_the_connections_and_ends_at_zero() {
-    let mut harness = Harness::unix(Script::default().data(|_, _, _| 0), marks());
-    let mut peers: [(Peer, ConnId); 4] = harness.open_many();
-    let ids = peers.each_ref().map(|(_, id)| *id);
-    let mut tails = [0; 4];
-    for round in 1..20_u8 {
-        for (index, (peer, id)) in peers.iter_mut().enumerate() {
-            if usize::from(round) % (index + 2) == 0 {
-                let data = vec![round; 70 * KIB * (index + 1) / 4];
-                let _ = harness.ctx().send(*id, &data).is_accepted();
-                let _ = harness.ctx().send_shared(*id, Bytes::from(data)).is_accepted();
-            } else if harness.ctx().queued(*id) == 0 {
-                peer.say(&[1; 100]);
-                tails[index] += 100;
-            } else {
-                peer.drain();
-            }
-            harness.settle();
-            let queued: usize = ids.iter().map(|id| harness.ctx().queued(*id)).sum();
-            assert_eq!(harness.ctx().buffered(), queued + tails.iter().sum::<usize>());
-        }
-    }
-    assert!(harness.ctx().buffered() > 0 && tails.iter().all(|tail| *tail > 0));
-    drop(peers);
-    for id in ids {
-        harness.closed(id);
-    }
-    assert_eq!(harness.ctx().buffered(), 0);
-}
-
-#[test]
 fn tiny_pieces_of_any_kind_count_as_their_bytes_and_no_more() {
     let limits = Limits { output: 64 * KIB, output_high_water: 60 * KIB, ..marks() };
     let mut harness = Harness::unix(Script::default(), limits);
@@ -231,26 +164,6 @@ fn tiny_pieces_of_any_kind_count_as_their_bytes_and_no_more() {
     assert!(!harness.ctx().send_shared(id, Bytes::from_static(b"s")).is_accepted());
     assert!(!harness.ctx().send(id, b"c").is_accepted());
     assert_same(&harness.receive(&mut peer, 64 * KIB), &b"sc".repeat(32 * KIB));
-}
-
-#[test]
-fn what_a_handler_holds_itself_counts_against_the_memory_of_all() {
-    let mut harness = Harness::new(Script::default());
-    let [(_a, a), (_b, b), (mut third, _)] = harness.open_many();
-    let memory = harness.ctx().limits().memory;
-    harness.ctx().account(a, memory / 2);
-    harness.ctx().account(b, 100);
-    harness.ctx().account(b, memory / 2);
-    assert_eq!(harness.ctx().buffered(), memory / 2 * 2);
-    assert_eq!(harness.ctx().send(a, &[0; 1000]), SendOutcome::OverLimit([0; 1000].as_slice()));
-    harness.ctx().account(b, memory / 2 + 1);
-    assert_eq!(harness.closed(b), CloseReason::MemoryLimit);
-    assert_eq!(harness.ctx().buffered(), memory / 2);
-    harness.ctx().account(a, 0);
-    assert_eq!(harness.ctx().buffered(), 0);
-    third.say(b"x");
-    assert_eq!(harness.receive(&mut third, 1), b"x");
-    assert_eq!(harness.script().closed(a), None);
 }
 
 #[test]
@@ -268,5 +181,44 @@ fn a_handler_may_ask_to_wait_until_its_answers_are_down_to_low_water() {
         let expected: Vec<u8> = b"abc".iter().flat_map(|byte| vec![*byte; answer]).collect();
         assert_same(&harness.receive(&mut peer, 3 * answer), &expected);
         assert_eq!(harness.script().inputs(id), [b"abc".as_slice(), b"bc", b"c"]);
+    }
+}
+
+#[test]
+fn a_handler_that_waits_for_its_answers_to_drain_is_not_called_before_whatever_the_marks() {
+    for (low, high) in [(0, 1), (16 * KIB, 64 * KIB), (MUCH - 1, MUCH)] {
+        for answer in [1, 16 * KIB, 16 * KIB + 1, 100 * KIB] {
+            // It looks at no outcome: whatever waits is reason to wait.
+            let script = Script::default().data(move |ctx, id, input| {
+                if ctx.queued(id) == 0 {
+                    assert!(ctx.send(id, &vec![input[0]; answer]).is_accepted());
+                    ctx.pause_until_drained(id);
+                    return 1;
+                }
+                ctx.pause_until_drained(id);
+                0
+            });
+            let limits = Limits { output_low_water: low, output_high_water: high, ..marks() };
+            let mut harness = Harness::with(script, limits);
+            let (mut peer, id) = harness.open();
+            harness.kernel.fail_for(id, Method::Send, Errno::EAGAIN, usize::MAX);
+            harness.kernel.fail_for(id, Method::Writev, Errno::EAGAIN, usize::MAX);
+            peer.say(b"ab");
+            harness.until("the input", |script| !script.inputs(id).is_empty());
+            for _ in 0..20 {
+                harness.turn();
+            }
+            harness.turn_for(Duration::from_millis(1));
+            assert_eq!(harness.kernel.last_timeout.get(), Some(Duration::from_millis(1)), "{low} {answer}");
+            // Below the low water mark there is one more, when the kernel has been offered it.
+            let calls = if answer <= low { 2 } else { 1 };
+            assert_eq!(harness.script().inputs(id).len(), calls, "{low} {answer}: nothing has moved");
+            assert_eq!(harness.ctx().queued(id), answer);
+            // The kernel tells that there is room along with this.
+            harness.kernel.heal();
+            peer.say(b"c");
+            let expected: Vec<u8> = b"abc".iter().flat_map(|byte| vec![*byte; answer]).collect();
+            assert_same(&harness.receive(&mut peer, 3 * answer), &expected);
+        }
     }
 }

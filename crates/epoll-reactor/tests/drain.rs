@@ -12,8 +12,8 @@ mod support;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use epoll_reactor::{Address, CloseReason, Ctx, Limits, Signal, Stopped, Turn, block_signals};
-use support::{Call, Harness, KIB, Peer, Script, assert_same, pattern};
+use epoll_reactor::{Address, CloseReason, Ctx, Errno, Limits, Signal, Stopped, Turn, block_signals};
+use support::{Call, Harness, KIB, Method, Peer, Script, assert_same, pattern};
 
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -248,4 +248,73 @@ fn one_signal_is_enough_for_a_loop_whose_connections_end_by_themselves() {
     harness.until("the drain", |script| script.count(|call| matches!(call, Call::Shutdown(_))) == 1);
     drop(peer);
     assert_eq!(harness.run_to_end(), Stopped::Drained);
+}
+
+#[test]
+fn the_first_signal_after_a_drain_asked_for_otherwise_does_not_force_and_the_second_does() {
+    block_signals(&[Signal::User2]).unwrap();
+    let raise = || nix::sys::signal::raise(nix::sys::signal::Signal::SIGUSR2).unwrap();
+    for by_remote in [false, true] {
+        let mut harness = Harness::new(Script::default().shutdown(|_: &mut Ctx, _| ()));
+        harness.reactor.drain_on_signals(&[Signal::User2]).unwrap();
+        let (_peer, id) = harness.open();
+        harness.settle();
+        // With the clock stopped, no deadline can pass.
+        harness.stop_clock();
+        if by_remote {
+            harness.remote().drain();
+        } else {
+            harness.ctx().drain(GRACE);
+        }
+        harness.until("the drain", |script| script.calls.contains(&Call::Shutdown(id)));
+        // Whoever sent it cannot know of the other.
+        raise();
+        harness.settle();
+        assert_eq!(harness.script().closed(id), None);
+        assert_eq!(harness.script().count(|call| matches!(call, Call::Shutdown(_))), 1, "told once");
+        raise();
+        assert_eq!(harness.run_to_end(), Stopped::Forced);
+        assert_eq!(harness.script().closed(id), Some(CloseReason::Shutdown));
+    }
+}
+
+#[test]
+fn a_signal_in_a_drain_can_only_bring_its_end_nearer() {
+    block_signals(&[Signal::User1]).unwrap();
+    let grace = Limits::default().drain_grace;
+    for (asked, end) in [(grace * 2, grace), (grace / 2, grace / 2)] {
+        let mut harness = Harness::new(Script::default().shutdown(|_: &mut Ctx, _| ()));
+        harness.reactor.drain_on_signals(&[Signal::User1]).unwrap();
+        let (_peer, id) = harness.open();
+        harness.stop_clock();
+        harness.turn();
+        harness.ctx().drain(asked);
+        nix::sys::signal::raise(nix::sys::signal::Signal::SIGUSR1).unwrap();
+        harness.settle();
+        harness.advance(end - Duration::from_nanos(1));
+        assert_eq!(harness.script().closed(id), None);
+        harness.kernel.advance(Duration::from_nanos(1));
+        assert_eq!(harness.turn(), Turn::Stopped(Stopped::DeadlinePassed));
+    }
+}
+
+#[test]
+fn an_interrupted_read_of_a_signal_loses_none() {
+    block_signals(&[Signal::User2]).unwrap();
+    for interruptions in [1, 3] {
+        let mut harness = Harness::new(Script::default().shutdown(|_: &mut Ctx, _| ()));
+        harness.reactor.drain_on_signals(&[Signal::User2]).unwrap();
+        let _peer = harness.open();
+        harness.stop_clock();
+        harness.turn();
+        // In the turn that hears of it: no other edge comes.
+        for signals in 1..=2 {
+            harness.kernel.fail(Method::ReadSignal, Errno::EINTR, interruptions);
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGUSR2).unwrap();
+            harness.turn();
+            assert!(harness.ctx().is_draining(), "after {interruptions} interruptions");
+            assert_eq!(harness.ctx().connections(), 2 - signals);
+        }
+        assert_eq!(harness.turn(), Turn::Stopped(Stopped::Forced));
+    }
 }

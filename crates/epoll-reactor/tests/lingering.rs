@@ -15,6 +15,9 @@ use bytes::Bytes;
 use epoll_reactor::{CloseReason, ConnId, Ctx, Limits};
 use support::{Harness, KIB, Method, Peer, Script, assert_same, pattern};
 
+/// Far more than the kernel's buffers hold at first.
+const MUCH: usize = 1024 * KIB;
+
 /// Answers the first input and closes.
 fn one_answer(answer: Vec<u8>) -> Script {
     Script::default().data(move |ctx, id, input| {
@@ -155,4 +158,72 @@ fn a_large_last_answer_survives_input_that_is_still_unread() {
         peer.finish();
         assert_eq!(harness.closed(id), CloseReason::Local);
     }
+}
+
+#[test]
+fn an_input_that_is_too_long_does_not_destroy_the_answers_before_it() {
+    // Answers the request, and waits for the rest of what follows it.
+    let script = Script::default().data(|ctx, id, input| {
+        if !input.starts_with(b"request") {
+            return 0;
+        }
+        assert!(ctx.send(id, &pattern(MUCH)).is_accepted());
+        7
+    });
+    let mut harness = Harness::with(script, Limits { input: 10 * KIB, read_buffer: KIB, ..quick_linger() });
+    let (mut peer, id) = harness.open();
+    // In flight when the limit is found passed, and after it.
+    peer.say(&[b"request".as_slice(), &[0; 100 * KIB]].concat());
+    let received = harness.receive(&mut peer, MUCH / 2);
+    harness.write(&mut peer, &[0; 100 * KIB]);
+    let (rest, end) = harness.receive_all(&mut peer);
+    end.unwrap();
+    assert_same(&[received, rest].concat(), &pattern(MUCH));
+    assert_eq!(harness.script().closed(id), None, "it lingers until the peer's own end");
+    drop(peer);
+    assert_eq!(harness.closed(id), CloseReason::InputLimit);
+}
+
+#[test]
+fn nor_does_a_read_deadline() {
+    let script = Script::default().data(|ctx, id, input| {
+        assert!(ctx.send(id, &pattern(MUCH)).is_accepted());
+        ctx.set_read_deadline(id, Duration::from_secs(1));
+        // What comes next stays in the kernel.
+        ctx.pause_reading(id);
+        input.len()
+    });
+    let mut harness = Harness::unix(script, Limits::default());
+    let (mut peer, id) = harness.open();
+    harness.stop_clock();
+    peer.say(b"request");
+    harness.until("the request", |script| !script.inputs(id).is_empty());
+    peer.say(&[0; 10 * KIB]);
+    harness.advance(Duration::from_secs(1));
+    assert!(!harness.ctx().is_open(id), "no more sends");
+    assert!(harness.ctx().queued(id) > 0, "and some of the answer waits");
+    let (received, end) = harness.receive_all(&mut peer);
+    end.unwrap();
+    assert_same(&received, &pattern(MUCH));
+    drop(peer);
+    assert_eq!(harness.closed(id), CloseReason::ReadTimeout);
+}
+
+#[test]
+fn a_peer_that_takes_none_of_its_last_answer_is_given_up_in_time() {
+    let script = Script::default().data(|ctx, id, input| {
+        assert!(ctx.send(id, &pattern(3 * MUCH)).is_accepted());
+        ctx.set_read_deadline(id, Duration::from_secs(1));
+        input.len()
+    });
+    let mut harness = Harness::unix(script, Limits::default());
+    let (mut peer, id) = harness.open();
+    harness.stop_clock();
+    peer.say(b"request");
+    harness.until("the request", |script| !script.inputs(id).is_empty());
+    let stall = harness.ctx().limits().write_stall_timeout;
+    harness.advance(stall - Duration::from_nanos(1));
+    assert_eq!(harness.script().closed(id), None);
+    harness.advance(Duration::from_nanos(1));
+    assert_eq!(harness.script().closed(id), Some(CloseReason::WriteStalled), "it cut the answer short");
 }

@@ -257,6 +257,58 @@ fn trouble_that_lasts_is_tried_once_in_a_while_for_as_long_as_it_lasts() {
 }
 
 #[test]
+fn an_error_of_each_accept_that_never_ends_is_tried_once_in_a_while_too() {
+    for errno in [Errno::EPERM, Errno::ECONNABORTED] {
+        let mut harness = Harness::new(Script::default());
+        let (mut old, _) = harness.open();
+        harness.settle();
+        harness.stop_clock();
+        let mut client = harness.connect();
+        harness.kernel.fail(Method::Accept, errno, usize::MAX);
+        let mut accepts = harness.kernel.count(Method::Accept);
+        for round in 1..5 {
+            for _ in 0..20 {
+                harness.turn();
+            }
+            let tried = harness.kernel.count(Method::Accept) - accepts;
+            accepts += tried;
+            // As many as the backlog might hold of such clients, and no more.
+            assert!((1..=1000).contains(&tried), "{tried} tries in round {round}");
+            assert_eq!(harness.ctx().counters().accept_pauses, round, "{errno}");
+            // The loop sleeps, and others are served.
+            harness.turn_for(Duration::from_millis(1));
+            assert_eq!(harness.kernel.last_timeout.get(), Some(Duration::from_millis(1)));
+            old.say(b"x");
+            assert_eq!(harness.receive(&mut old, 1), b"x");
+            assert_eq!(harness.kernel.count(Method::Accept), accepts, "not before its time");
+            harness.kernel.advance(Duration::from_millis(100));
+        }
+        harness.kernel.heal();
+        client.say(b"y");
+        assert_eq!(harness.receive(&mut client, 1), b"y");
+        assert_eq!(harness.ctx().counters().shed, 0);
+    }
+}
+
+#[test]
+fn errors_with_clients_between_them_do_not_pause_a_listener() {
+    let mut harness = Harness::new(Script::default());
+    for _ in 0..10 {
+        harness.kernel.fail(Method::Accept, Errno::ECONNABORTED, 200);
+        harness.open();
+    }
+    assert_eq!(harness.ctx().counters().accept_pauses, 0);
+}
+
+#[test]
+fn a_retry_without_a_pause_is_no_limit() {
+    let limits = Limits { accept_retry: Duration::ZERO, ..Limits::default() };
+    let error = epoll_reactor::Reactor::new(Script::default(), limits).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert!(error.to_string().contains("accept_retry"), "{error}");
+}
+
+#[test]
 fn a_client_that_cannot_be_registered_is_dropped_and_a_shortage_pauses_the_listener() {
     for (errno, pauses) in [(Errno::ENOMEM, 1), (Errno::ENOSPC, 1), (Errno::EEXIST, 0)] {
         let mut harness = Harness::new(Script::default());

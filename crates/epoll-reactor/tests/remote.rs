@@ -10,12 +10,13 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use epoll_reactor::{Limits, RemoteError, Stopped};
-use support::{Call, Harness, Method, PATIENCE, Script};
+use epoll_reactor::{Limits, Reactor, Remote, RemoteError, Stopped, Turn};
+use support::{Call, Harness, Method, PATIENCE, Script, TestKernel};
 
 #[test]
 fn messages_of_many_threads_all_come_once_and_those_of_one_thread_in_order() {
@@ -73,7 +74,7 @@ fn a_message_ends_a_long_sleep_at_once() {
     let mut harness = Harness::new(Script::default());
     harness.settle();
     let remote = harness.remote();
-    let barrier = std::sync::Arc::new(Barrier::new(2));
+    let barrier = Arc::new(Barrier::new(2));
     let sender = thread::spawn({
         let barrier = barrier.clone();
         move || {
@@ -199,5 +200,42 @@ fn a_drain_asked_for_by_another_thread_ends_a_long_sleep_at_once() {
         harness.reactor.turn(Some(Duration::from_secs(600))).unwrap();
     }
     assert!(started.elapsed() < PATIENCE);
+    other.join().unwrap();
+}
+
+#[test]
+fn a_drain_right_behind_a_message_is_never_slept_through() {
+    // The message has a wake under way, so the drain sends none of its own; the delays between the two sweep over
+    // all that the loop does with it.
+    const ROUNDS: usize = 20_000;
+    let sent = Arc::new(AtomicUsize::new(0));
+    let (hand_over, rounds) = mpsc::channel::<(Remote<u64, TestKernel>, usize)>();
+    let other = thread::spawn({
+        let sent = Arc::clone(&sent);
+        move || {
+            for (remote, round) in rounds {
+                remote.send(1).unwrap();
+                sent.store(round, Ordering::SeqCst);
+                (0..round % 400).for_each(|step| _ = std::hint::black_box(step));
+                remote.drain();
+            }
+        }
+    });
+    let started = Instant::now();
+    for round in 1..=ROUNDS {
+        let kernel = TestKernel::new().0;
+        let mut reactor = Reactor::with_kernel(kernel, Script::default(), Limits::default()).unwrap();
+        hand_over.send((reactor.remote(), round)).unwrap();
+        while sent.load(Ordering::SeqCst) < round {
+            std::hint::spin_loop();
+        }
+        // Without a timeout: the kernel of these tests fails when the loop sleeps and nothing wakes it.
+        while reactor.turn(None).unwrap() == Turn::Continue {}
+        assert_eq!(reactor.handler().messages(), [1]);
+        if started.elapsed() > PATIENCE / 2 {
+            break; // Enough, on a slow machine.
+        }
+    }
+    drop(hand_over);
     other.join().unwrap();
 }

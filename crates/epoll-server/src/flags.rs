@@ -91,8 +91,8 @@ pub(crate) struct CommonFlags {
     /// How much input and output may wait in the server for all connections together
     ///
     /// A size such as 64MiB, 1GiB or 1000000 (bytes). It is what keeps many clients that are each within their
-    /// limits from using up the machine; what the kernel holds comes on top. At it, output is refused and
-    /// unfinished messages end their connection.
+    /// limits from using up the machine; what the kernel holds comes on top. At it, those
+    /// that hold most are disconnected, until an eighth of it is free.
     #[arg(long, global = true, value_name = "SIZE", default_value = "256MiB", value_parser = size)]
     pub(crate) memory_limit: usize,
 
@@ -179,8 +179,8 @@ pub(crate) struct HttpFlags {
 
     /// How long a client may take to send a request's line and header fields
     ///
-    /// A time such as 10s. It also bounds the wait for a new client's first byte. Beyond it the answer is 408:
-    /// thousands of clients that send a byte a minute must not hold connections for ever.
+    /// A time such as 10s. It also bounds the wait for a new client's first byte. Beyond it the answer is 408, or
+    /// none if nothing has come: thousands of clients that send a byte a minute must not hold connections for ever.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
     pub(crate) header_timeout: Duration,
 

@@ -7,14 +7,13 @@
 
 mod flags;
 mod http;
+mod log;
 mod options;
 mod serve;
 
 use std::io::{self, Write};
-use std::panic;
 use std::process::ExitCode;
 
-use env_logger::Env;
 use epoll_protocols::http1::Http;
 use epoll_protocols::{Broadcast, Echo};
 use epoll_reactor::{Signal, Stopped, block_signals, raise_open_file_limit};
@@ -26,7 +25,9 @@ use crate::serve::serve;
 const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
 
 fn main() -> ExitCode {
-    match run() {
+    let result = run();
+    log::flush();
+    match result {
         // The help text lists these codes.
         Ok(Stopped::Drained | Stopped::DeadlinePassed) => ExitCode::SUCCESS,
         Ok(Stopped::Forced) => ExitCode::from(3),
@@ -39,12 +40,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<Stopped> {
-    // Before anything that might start a thread: one that does not block a signal is killed by it.
+    let Options { addresses, limits, protocol } = Options::from_command_line();
+    // A name may take a while to be looked up, and Ctrl-C should end that: so before signals are blocked.
+    let addresses = serve::resolve(&addresses)?;
+    // Before any thread is started: one that does not block a signal is killed by it.
     block_signals(&SIGNALS)?;
-    let options = Options::from_command_line();
-    start_log();
+    log::start();
     open_as_many_files_as_allowed();
-    let Options { addresses, limits, protocol } = options;
     match protocol {
         Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &addresses),
         Protocol::Echo => serve(Echo, limits, &addresses),
@@ -52,22 +54,14 @@ fn run() -> io::Result<Stopped> {
     }
 }
 
-/// Logs to standard error what `RUST_LOG` says. A log that cannot be written stops nothing.
-fn start_log() {
-    let from_environment = || env_logger::Builder::from_env(Env::default().default_filter_or("info"));
-    // Of a `RUST_LOG` that makes no sense it tells with eprintln!, which panics where nothing can be written.
-    let builder = panic::catch_unwind(from_environment);
-    builder.unwrap_or_else(|_| env_logger::Builder::new()).init();
-}
-
 /// Each connection takes a descriptor, and the usual soft limit of 1024 is there for select(2), which this
 /// program does not use.
 fn open_as_many_files_as_allowed() {
     match raise_open_file_limit() {
         Ok(limit) if limit.before < limit.now => {
-            log::info!("open files: limit raised from {} to {}", limit.before, limit.now);
+            ::log::info!("open files: limit raised from {} to {}", limit.before, limit.now);
         }
-        Ok(limit) => log::info!("open files: limit is {}", limit.now),
-        Err(errno) => log::warn!("open files: cannot raise the limit: {}", errno.desc()),
+        Ok(limit) => ::log::info!("open files: limit is {}", limit.now),
+        Err(errno) => ::log::warn!("open files: cannot raise the limit: {}", errno.desc()),
     }
 }

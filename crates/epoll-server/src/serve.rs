@@ -1,28 +1,53 @@
 //! Listening, saying so, and running until a signal: once, for whatever the protocol.
 
 use std::io::{self, Write};
+use std::thread;
 
 use epoll_reactor::{Address, Handler, Limits, ListenOptions, Reactor, Stopped};
 
 use crate::SIGNALS;
 
-/// Serves on all of `addresses` until it is told to stop.
+/// An address as typed, and those it stands for.
+pub(crate) struct Place {
+    text: String,
+    candidates: Vec<Address>,
+}
+
+/// Looks the addresses up.
 ///
 /// # Errors
-/// Limits that contradict each other, an address that cannot be understood or listened on (the error names
-/// it), or a loop that cannot go on.
-pub(crate) fn serve<H: Handler>(handler: H, limits: Limits, addresses: &[String]) -> io::Result<Stopped> {
+/// One cannot be understood or found; the error names it.
+pub(crate) fn resolve(addresses: &[String]) -> io::Result<Vec<Place>> {
+    let place = |text: &String| Ok(Place { text: text.clone(), candidates: Address::resolve(text)? });
+    addresses.iter().map(place).collect()
+}
+
+/// Serves in all `places` until it is told to stop.
+///
+/// # Errors
+/// Limits that contradict each other, an address that cannot be listened on (the error names it), or a loop that
+/// cannot go on.
+pub(crate) fn serve<H: Handler>(handler: H, limits: Limits, places: &[Place]) -> io::Result<Stopped> {
     let grace = limits.drain_grace;
+    let options = ListenOptions {
+        // The kernel counts a client that has stopped reading as one that has vanished, so this must not come
+        // before the loop's own patience with it is at an end.
+        user_timeout: ListenOptions::default().user_timeout.max(Some(limits.write_stall_timeout)),
+        ..ListenOptions::default()
+    };
     let mut reactor = Reactor::new(handler, limits)?;
     reactor.drain_on_signals(&SIGNALS)?;
-    let mut bound = Vec::with_capacity(addresses.len());
-    for address in addresses {
-        bound.push(listen(&mut reactor, address)?);
+    let mut bound = Vec::with_capacity(places.len());
+    for place in places {
+        let (_, address) = reactor.listen_first(&place.candidates, &options)?;
+        if place.candidates.len() > 1 {
+            log::info!("{} has several addresses; listening on {address} only", place.text);
+        }
+        bound.push(address);
     }
-    // Only now: whoever waits for these lines may take the first one for the whole server being there.
-    for address in &bound {
-        announce(address, &mut io::stdout().lock());
-    }
+    // Only now: whoever waits for these lines may take the first one for the whole server being there. By a
+    // thread, since a pipe that nobody reads may be full.
+    thread::Builder::new().name("announce".to_owned()).spawn(move || announce(&bound))?;
     let stopped = reactor.run()?;
     match stopped {
         Stopped::Drained => log::info!("stopped: every connection has ended"),
@@ -37,61 +62,13 @@ pub(crate) fn serve<H: Handler>(handler: H, limits: Limits, addresses: &[String]
     Ok(stopped)
 }
 
-/// Listens on what `text` stands for, and returns the address it is bound to. One only, of a host name that has
-/// several: `listening on` should say all there is to know, and which of two addresses a client tries first is
-/// the client's affair.
-fn listen<H: Handler>(reactor: &mut Reactor<H>, text: &str) -> io::Result<Address> {
-    let candidates = Address::resolve(text)?;
-    match candidates.as_slice() {
-        [address] => Ok(reactor.listen(address, &ListenOptions::default())?.1),
-        several => listen_on_first(reactor, text, several),
-    }
-}
-
-fn listen_on_first<H: Handler>(
-    reactor: &mut Reactor<H>,
-    name: &str,
-    candidates: &[Address],
-) -> io::Result<Address> {
-    let mut result = Err(io::ErrorKind::NotFound.into());
-    for address in candidates {
-        match reactor.listen(address, &ListenOptions::default()) {
-            Ok((_, bound)) => {
-                log::info!("{name} has {} addresses; listening on {bound} only", candidates.len());
-                return Ok(bound);
-            }
-            Err(error) => {
-                log::warn!("{name}: {error}");
-                result = Err(error);
-            }
+/// Tells standard output, and lets it be if nobody can be told: `println!` would panic.
+fn announce(bound: &[Address]) {
+    for address in bound {
+        let mut output = io::stdout().lock();
+        let written = writeln!(output, "listening on {address}").and_then(|()| output.flush());
+        if let Err(error) = written {
+            log::warn!("listening on {address}, which standard output did not take: {error}");
         }
-    }
-    result
-}
-
-/// Tells standard output, and goes on serving if nobody can be told: `println!` would panic.
-fn announce(address: &Address, output: &mut impl Write) {
-    let written = writeln!(output, "listening on {address}").and_then(|()| output.flush());
-    if let Err(error) = written {
-        log::warn!("listening on {address}, which standard output did not take: {error}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use epoll_protocols::Echo;
-
-    use super::*;
-
-    #[test]
-    fn of_several_addresses_the_first_that_works_is_listened_on() {
-        let mut reactor = Reactor::new(Echo, Limits::default()).unwrap();
-        // RFC 5737: an address nobody has.
-        let foreign = Address::Tcp(([192, 0, 2, 1], 1).into());
-        let local = |last| Address::Tcp(([127, 0, 0, last], 0).into());
-        let bound = listen_on_first(&mut reactor, "x", &[foreign.clone(), local(1), local(2)]).unwrap();
-        assert!(bound.to_string().starts_with("127.0.0.1:"), "{bound}");
-        let error = listen_on_first(&mut reactor, "x", &[foreign.clone(), foreign]).unwrap_err();
-        assert!(error.to_string().contains("192.0.2.1:1"), "{error}");
     }
 }

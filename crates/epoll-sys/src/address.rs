@@ -32,6 +32,12 @@ impl Address {
             }
             return Ok(vec![Self::Unix(PathBuf::from(path))]);
         }
+        // `::1:7000` could be an address and a port, or a longer address.
+        let host = text.rsplit_once(':').map_or("", |(host, _)| host);
+        if host.is_empty() || (host.contains(':') && !host.starts_with('[')) {
+            let forms = "expected HOST:PORT, [IPv6]:PORT or unix:PATH";
+            return Err(named(io::ErrorKind::InvalidInput, &forms));
+        }
         let found: Vec<Self> = match text.to_socket_addrs() {
             Ok(addresses) => addresses.map(Self::Tcp).collect(),
             Err(error) => return Err(named(error.kind(), &error)),
@@ -84,7 +90,9 @@ mod tests {
 
     #[test]
     fn a_bad_address_is_named_in_the_error() {
-        for text in ["", "127.0.0.1", "127.0.0.1:65536", "unix:", "::1:80:x", "127.0.0.1:http!"] {
+        for text in
+            ["", "127.0.0.1", ":80", "127.0.0.1:65536", "unix:", "::1:80", "::1:80:x", "127.0.0.1:http!"]
+        {
             let error = Address::resolve(text).unwrap_err();
             assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
         }

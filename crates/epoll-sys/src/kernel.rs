@@ -168,8 +168,9 @@ pub trait Kernel {
     /// given.
     fn notify(eventfd: &Self::Fd) -> Result<(), Errno>;
 
-    /// Opens a descriptor that becomes readable when one of `signals` arrives: signalfd(2). They must have
-    /// been [blocked](crate::block_signals) in every thread, or their default action comes first.
+    /// Opens a descriptor that becomes readable when one of `signals` arrives: signalfd(2). They are blocked in the
+    /// calling thread, and so in those it starts from now on; threads that run already must have
+    /// [blocked](crate::block_signals) them, or their default action comes first.
     ///
     /// # Errors, and what the caller does
     /// `EMFILE`, `ENFILE`, `ENOMEM`: the program goes on without.

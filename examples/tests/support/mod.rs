@@ -6,14 +6,12 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
@@ -201,7 +199,29 @@ impl Peer {
     }
 }
 
-/// Whether a pipe or a socket has room, now or in a moment.
-pub(crate) fn takes_more(fd: &impl AsFd) -> bool {
-    poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)], 300_u16).unwrap() == 1
+/// Writes `piece` over and over on a thread of its own, and tells of each that has been taken.
+pub(crate) fn write_repeatedly(
+    mut to: impl Write + Send + 'static,
+    piece: Vec<u8>,
+    times: usize,
+) -> Receiver<()> {
+    let (taken, progress) = channel();
+    thread::spawn(move || {
+        for _ in 0..times {
+            to.write_all(&piece).unwrap();
+            let _ = taken.send(());
+        }
+    });
+    progress
+}
+
+/// Waits until a writer has stopped for a moment; says whether it has more to write.
+pub(crate) fn has_stalled(progress: &Receiver<()>) -> bool {
+    loop {
+        match progress.recv_timeout(Duration::from_millis(300)) {
+            Ok(()) => (),
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+    }
 }

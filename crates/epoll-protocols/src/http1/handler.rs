@@ -15,7 +15,7 @@ pub struct HttpConfig {
     /// What one request may take, in bytes.
     pub limits: HttpLimits,
     /// How long a client may take from the first byte of a request's head to its last, and a new client to
-    /// begin. Beyond it the answer is 408.
+    /// begin. Beyond it the answer is 408; one that has sent nothing is closed without an answer.
     pub head_timeout: Duration,
     /// The same for a request's body.
     pub body_timeout: Duration,
@@ -107,6 +107,12 @@ impl<S: Service> Http<S> {
     fn follow(&self, ctx: &mut Ctx, id: ConnId, conn: &mut HttpConn, next: Next) {
         ctx.account(id, conn.connection.held());
         match next {
+            // While answers wait, it is the client's turn to read, and the loop gives us none of its requests. The
+            // loop's write-stall timeout watches that.
+            Next::MoreInput if ctx.queued(id) > ctx.limits().output_high_water => {
+                conn.timed = None;
+                ctx.cancel_timer(id);
+            }
             Next::MoreInput => {
                 let timed = (conn.connection.stage(), conn.connection.answered());
                 if conn.timed != Some(timed) {
@@ -115,7 +121,6 @@ impl<S: Service> Http<S> {
                 }
             }
             Next::OutputFull => {
-                // It is the client's turn to read; the loop's write-stall timeout watches it.
                 conn.timed = None;
                 ctx.cancel_timer(id);
                 ctx.pause_until_drained(id);
@@ -162,6 +167,10 @@ impl<S: Service> Handler for Http<S> {
         // No whole request can be among the unconsumed bytes: the loop delivers those before the end.
         let _ = self.exchange(ctx, id, |exchange| conn.connection.end_of_input(unconsumed, exchange));
         ctx.close_after_flush(id);
+    }
+
+    fn on_drain(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut HttpConn) {
+        self.follow(ctx, id, conn, Next::MoreInput);
     }
 
     fn on_timer(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut HttpConn) {

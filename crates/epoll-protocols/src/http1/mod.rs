@@ -40,6 +40,8 @@ mod connection;
 mod date;
 mod encode;
 mod framing;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod handler;
 mod limits;
 mod output;

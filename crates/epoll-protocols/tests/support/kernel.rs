@@ -1,4 +1,5 @@
-//! The real kernel, but its sends can be held back, and are noted: which memory they took their bytes from.
+//! The real kernel, but its sends can be held back, and are noted: which memory they took their bytes from. Its
+//! clock can be moved by hand.
 
 use std::cell::{Cell, RefCell};
 use std::io::IoSlice;
@@ -19,8 +20,21 @@ pub(crate) struct Watched {
 pub(crate) struct Sends {
     /// Every socket is full. After this is taken back a client must send something: the kernel gives no edge.
     pub(crate) held_back: Cell<bool>,
+    /// Set: the time stands still there.
+    pub(crate) clock: Cell<Option<Timestamp>>,
     /// Where the pieces given to the kernel lay, and how long they were.
     pub(crate) pieces: RefCell<Vec<(usize, usize)>>,
+}
+
+impl Sends {
+    /// From now on the loop's time only moves when it is told to.
+    pub(crate) fn stop_clock(&self) {
+        self.clock.set(Some(Linux::new().unwrap().now()));
+    }
+
+    pub(crate) fn advance(&self, time: Duration) {
+        self.clock.set(self.clock.get().map(|now| now + time));
+    }
 }
 
 impl Watched {
@@ -53,7 +67,7 @@ impl Kernel for Watched {
     }
 
     fn now(&self) -> Timestamp {
-        self.linux.now()
+        self.sends.clock.get().unwrap_or_else(|| self.linux.now())
     }
 
     fn wall_clock(&self) -> SystemTime {

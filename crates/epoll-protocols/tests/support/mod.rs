@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use epoll_reactor::{Handler, Kernel, Limits, Linux, ListenOptions, Reactor};
+use epoll_reactor::{ConnId, Handler, Kernel, Limits, Linux, ListenOptions, Reactor};
 use nix::libc::linger;
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -21,6 +21,8 @@ pub(crate) struct Server<H: Handler, K: Kernel = Linux> {
     pub(crate) address: SocketAddr,
     /// The most that was buffered at the end of a turn.
     pub(crate) peak: usize,
+    /// The most that was queued then for one of the first clients.
+    pub(crate) peak_queued: usize,
 }
 
 impl<H: Handler> Server<H> {
@@ -36,7 +38,7 @@ impl<H: Handler, K: Kernel> Server<H, K> {
         let options = ListenOptions { not_sent_low_water: Some(4096), ..ListenOptions::default() };
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let (_, bound) = reactor.listen(&loopback.into(), &options).unwrap();
-        Self { reactor, address: bound.as_tcp().unwrap(), peak: 0 }
+        Self { reactor, address: bound.as_tcp().unwrap(), peak: 0, peak_queued: 0 }
     }
 
     /// A client that the server has accepted.
@@ -51,7 +53,10 @@ impl<H: Handler, K: Kernel> Server<H, K> {
 
     pub(crate) fn turn(&mut self, wait: Duration) {
         self.reactor.turn(Some(wait)).unwrap();
-        self.peak = self.peak.max(self.reactor.ctx().buffered());
+        let ctx = self.reactor.ctx();
+        self.peak = self.peak.max(ctx.buffered());
+        let queued = (0..8).map(|index| ctx.queued(ConnId::from_u64(1 << 32 | index))).max();
+        self.peak_queued = self.peak_queued.max(queued.unwrap_or(0));
     }
 
     /// Takes turns until `done`; the test has failed if that never comes.
@@ -190,6 +195,13 @@ impl Client {
         let line = String::from_utf8_lossy(&unread[..length]).into_owned();
         self.taken += length;
         Some(line)
+    }
+
+    /// Takes `count` bytes that have been read; returns how many there were.
+    pub(crate) fn skip(&mut self, count: usize) -> usize {
+        let count = count.min(self.len());
+        self.taken += count;
+        count
     }
 
     /// All that has been read and not been taken.

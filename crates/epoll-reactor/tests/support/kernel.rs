@@ -29,6 +29,7 @@ pub(crate) enum Method {
     Write,
     Eventfd,
     Notify,
+    ReadSignal,
 }
 
 #[derive(Clone, Copy)]
@@ -286,6 +287,7 @@ impl Kernel for TestKernel {
     }
 
     fn read_signal(&self, signalfd: &OwnedFd) -> Result<Option<Signal>, Errno> {
+        self.controls.check(Method::ReadSignal, Some(signalfd))?;
         self.linux.read_signal(signalfd)
     }
 }

@@ -7,10 +7,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd;
 
 use crate::process::{signal_from_number, signal_set};
-use crate::{Errno, Signal};
+use crate::{Errno, Signal, block_signals};
 
 pub(super) fn signalfd(signals: &[Signal]) -> Result<OwnedFd, Errno> {
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    // One that is not blocked would take its default action, and the descriptor would never see it.
+    block_signals(signals)?;
     SignalFd::with_flags(&signal_set(signals), flags).map(OwnedFd::from)
 }
 
@@ -38,7 +40,7 @@ mod tests {
     use super::super::Linux;
     use super::super::testing::next;
     use super::*;
-    use crate::{Interest, Kernel, block_signals};
+    use crate::{Interest, Kernel};
 
     #[test]
     fn signals_are_read_one_by_one() {
@@ -50,7 +52,7 @@ mod tests {
             (Signal::User2, NixSignal::SIGUSR2),
             (Signal::Terminate, NixSignal::SIGTERM),
         ];
-        block_signals(&signals.map(|(signal, _)| signal)).unwrap();
+        // Which blocks them in this thread.
         let signalfd = linux.signalfd(&signals.map(|(signal, _)| signal)).unwrap();
         linux.add(&signalfd, Interest::Readable, 1).unwrap();
         assert_eq!(linux.read_signal(&signalfd), Ok(None));

@@ -1,0 +1,126 @@
+//! The deadlines of HTTP where answers wait, with a clock that is moved by hand.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    reason = "a panic is how a test fails"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use epoll_protocols::http1::{Http, HttpConfig, Request, Response};
+use epoll_reactor::Limits;
+use support::kernel::Watched;
+use support::{Client, End, Server};
+
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const INSTANT: Duration = Duration::from_nanos(1);
+
+/// A body of as many bytes as the query says.
+fn service(request: &Request<'_>, response: &mut Response) {
+    let length = request.query().unwrap().parse().unwrap();
+    response.set_shared_body(vec![b'x'; length].into());
+}
+
+fn get(length: usize) -> String {
+    format!("GET /bytes?{length} HTTP/1.1\r\nHost: a\r\n\r\n")
+}
+
+type Site = Server<Http<fn(&Request<'_>, &mut Response)>, Watched>;
+
+/// With the clock stopped.
+fn site() -> (Site, std::rc::Rc<support::kernel::Sends>) {
+    let kernel = Watched::new();
+    let sends = kernel.sends.clone();
+    sends.stop_clock();
+    let config = HttpConfig { keep_alive_timeout: KEEP_ALIVE, ..HttpConfig::default() };
+    let limits = config.limits(Limits {
+        output: 64 << 20,
+        // A reader's pace is not what is tested here.
+        write_stall_timeout: Duration::from_secs(3600),
+        ..Limits::default()
+    });
+    let service: fn(&Request<'_>, &mut Response) = service;
+    (Server::on(kernel, Http::new(service, config), limits), sends)
+}
+
+/// Reads one answer whole; returns the length of its body.
+fn answer(site: &mut Site, client: &mut Client) -> usize {
+    let mut length = 0;
+    loop {
+        let line = site.line(client);
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
+            length = value.trim_end().parse().unwrap();
+        }
+        if line == "\r\n" {
+            break;
+        }
+    }
+    site.until("the body", |_| {
+        client.pull(1 << 16);
+        client.len() >= length
+    });
+    client.skip(length)
+}
+
+/// The time of an idle connection has not passed; an instant later it has.
+fn is_kept_for_its_time(site: &mut Site, sends: &support::kernel::Sends, client: &mut Client) {
+    sends.advance(KEEP_ALIVE - INSTANT);
+    site.settle();
+    assert_eq!(site.reactor.ctx().connections(), 1, "it has its full time");
+    sends.advance(INSTANT);
+    assert_eq!(site.rest(client), (String::new(), End::Finished));
+}
+
+#[test]
+fn a_request_sent_while_the_answer_before_it_is_read_slowly_is_answered_however_long_that_takes() {
+    // More than the kernel takes at once.
+    for length in [16 << 20, 32 << 20] {
+        let (mut site, sends) = site();
+        let mut client = site.join();
+        client.push(get(length).as_bytes());
+        site.settle();
+        client.push(get(5).as_bytes());
+        let mut read = 0;
+        while read < length {
+            // A little now and then.
+            sends.advance(KEEP_ALIVE * 3 / 2);
+            site.settle();
+            let target = client.len() + length / 8;
+            site.until("some more", |_| client.pull(1 << 16) == 0 || client.len() >= target);
+            read = client.len();
+            assert_eq!((client.ended, site.reactor.ctx().connections()), (None, 1), "after {read} bytes");
+        }
+        assert_eq!(answer(&mut site, &mut client), length);
+        assert_eq!(answer(&mut site, &mut client), 5);
+        site.settle();
+        is_kept_for_its_time(&mut site, &sends, &mut client);
+    }
+}
+
+#[test]
+fn the_time_of_a_kept_connection_begins_when_it_has_its_answer() {
+    for length in [32 << 20, 200 << 10, 5] {
+        let (mut site, sends) = site();
+        let mut client = site.join();
+        sends.held_back.set(true);
+        client.push(get(length).as_bytes());
+        site.settle();
+        // The answer waits, and longer than a connection is kept; so nothing is idle.
+        if length > 256 << 10 {
+            sends.advance(2 * KEEP_ALIVE);
+            site.settle();
+            assert_eq!(site.reactor.ctx().connections(), 1);
+        }
+        sends.held_back.set(false);
+        // The kernel tells that there is room along with the start of a line, which may be empty before a request.
+        client.push(b"\r\n");
+        assert_eq!(answer(&mut site, &mut client), length);
+        site.settle();
+        is_kept_for_its_time(&mut site, &sends, &mut client);
+    }
+}

@@ -1,0 +1,75 @@
+//! Simulation: whole servers on a simulated kernel, with every fault it knows, from a seed. A run that breaks a
+//! rule is a seed, and the seed brings it back.
+
+mod actor;
+mod answers;
+mod book;
+mod broadcast;
+mod chaos;
+mod command;
+mod echo;
+mod failure;
+mod http;
+mod limits;
+mod lives;
+mod pace;
+mod plan;
+mod published;
+mod random;
+mod scenario;
+mod session;
+mod shrink;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod voice;
+mod watched;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+pub(crate) use command::{Options, simulate};
+use failure::Failure;
+use plan::Plan;
+use scenario::Scenario;
+use stage::{Stage, Tally};
+
+/// A run that broke a rule, with the last that happened in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Broken {
+    pub(crate) failure: Failure,
+    pub(crate) at: Duration,
+    pub(crate) callbacks: Vec<String>,
+    pub(crate) trace: Vec<String>,
+}
+
+/// Runs one plan to its end.
+pub(crate) fn run(plan: &Plan) -> (Tally, Option<Broken>) {
+    match plan.kind {
+        plan::Kind::Random => run_as::<random::Bedlam>(plan),
+        plan::Kind::Broadcast => run_as::<broadcast::Broadcasts>(plan),
+        plan::Kind::Echo => run_as::<echo::Echoes>(plan),
+        plan::Kind::Http => run_as::<http::Https>(plan),
+    }
+}
+
+fn run_as<S: Scenario>(plan: &Plan) -> (Tally, Option<Broken>) {
+    let sim = stage::world(plan);
+    let start = sim.now();
+    let mut callbacks = Vec::new();
+    let result = Stage::<S>::new(plan, &sim).and_then(|mut stage| {
+        let ran = catch_unwind(AssertUnwindSafe(|| stage.run()));
+        let ran = ran.unwrap_or_else(|payload| Err(Failure::new("panic", watched::text(payload.as_ref()))));
+        callbacks = stage.recent();
+        ran.and_then(|()| stage.end())
+    });
+    let tally = Tally {
+        turns: sim.calls().get("wait").unwrap_or(0),
+        time: sim.now() - start,
+        injected: sim.injected(),
+        fingerprint: sim.fingerprint(),
+    };
+    let broken =
+        result.err().map(|failure| Broken { failure, at: tally.time, callbacks, trace: sim.trace() });
+    (tally, broken)
+}

@@ -1,0 +1,148 @@
+//! A strict reader of HTTP/1.1 responses: it takes nothing that a server of ours should not send.
+
+use std::collections::VecDeque;
+
+use super::failure::{Failure, demand};
+
+/// The answer that a request is to get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Expected {
+    pub(crate) status: u16,
+    /// The body as it would be but for `HEAD`.
+    pub(crate) body: Vec<u8>,
+    /// It was asked for by `HEAD`.
+    pub(crate) head_only: bool,
+    /// The client, or the service, wants it to be the last one.
+    pub(crate) closes: bool,
+    /// An HTTP/1.0 client that wants to go on must be told that it may.
+    pub(crate) keep_alive: bool,
+    /// `100 Continue` may come before it.
+    pub(crate) may_continue: bool,
+}
+
+/// Reads the answers of one connection, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    pending: Vec<u8>,
+    pub(crate) expected: VecDeque<Expected>,
+    pub(crate) answered: usize,
+    /// An answer has said `Connection: close`.
+    pub(crate) closed: bool,
+    /// The server refused a request, with this status.
+    pub(crate) refused: Option<u16>,
+}
+
+struct Head {
+    status: u16,
+    length: Option<usize>,
+    connection: Option<String>,
+    /// Bytes of it.
+    size: usize,
+}
+
+impl Reader {
+    /// Whether part of an answer has come.
+    pub(crate) fn is_torn(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// # Errors
+    /// What is not as it should be.
+    pub(crate) fn hear(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        demand!(!self.closed, "http", "{} bytes after an answer that said close", bytes.len());
+        self.pending.extend_from_slice(bytes);
+        while !self.pending.is_empty() && self.answer()? {
+            demand!(
+                !self.closed || self.pending.is_empty(),
+                "http",
+                "bytes after an answer that said close: {:?}",
+                String::from_utf8_lossy(&self.pending)
+            );
+        }
+        Ok(())
+    }
+
+    /// Reads one answer, if it is whole.
+    fn answer(&mut self) -> Result<bool, Failure> {
+        let Some(head) = parse(&self.pending)? else { return Ok(false) };
+        let next = self.expected.front();
+        if head.status == 100 {
+            demand!(next.is_some_and(|next| next.may_continue), "http", "100 that nobody asked for");
+            demand!(head.length.is_none() && head.connection.is_none(), "http", "100 with fields of framing");
+            if let Some(next) = self.expected.front_mut() {
+                next.may_continue = false;
+            }
+            self.pending.drain(..head.size);
+            return Ok(true);
+        }
+        let closes = match head.connection.as_deref() {
+            Some("close") => true,
+            None | Some("keep-alive") => false,
+            Some(other) => return Err(Failure::new("http", format!("Connection: {other}"))),
+        };
+        let refused = closes
+            && head.length == Some(0)
+            && matches!(head.status, 400 | 408 | 413 | 414 | 417 | 431 | 501 | 505)
+            && next.is_none_or(|next| next.status != head.status);
+        if refused {
+            (self.refused, self.closed) = (Some(head.status), true);
+            self.pending.drain(..head.size);
+            return Ok(true);
+        }
+        let Some(next) = next else {
+            return Err(Failure::new("http", format!("an answer {} to no request", head.status)));
+        };
+        demand!(head.status == next.status, "http", "{} instead of {}", head.status, next.status);
+        demand!(closes || !next.closes, "http", "no Connection: close, though it was asked for");
+        let kept = head.connection.as_deref() == Some("keep-alive");
+        demand!(closes || kept == next.keep_alive, "http", "Connection: {:?}", head.connection);
+        let length = (next.status != 204).then_some(next.body.len());
+        demand!(head.length == length, "http", "Content-Length {:?}, not {length:?}", head.length);
+        let body = if next.head_only || next.status == 204 { &[][..] } else { &next.body };
+        let Some(got) = self.pending.get(head.size..head.size + body.len()) else { return Ok(false) };
+        demand!(got == body, "http", "the body of answer {} is another one", self.answered);
+        let whole = head.size + body.len();
+        self.pending.drain(..whole);
+        self.expected.pop_front();
+        self.answered += 1;
+        self.closed = closes;
+        Ok(true)
+    }
+}
+
+/// The head at the start of `bytes`, if it is whole.
+fn parse(bytes: &[u8]) -> Result<Option<Head>, Failure> {
+    let bad = |what: &str, line: &str| Failure::new("http", format!("{what}: {line:?}"));
+    let start = &bytes[..bytes.len().min(9)];
+    demand!(b"HTTP/1.1 ".starts_with(start), "http", "an answer begins with {start:?}");
+    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+        demand!(bytes.len() < 4_096, "http", "a head without end");
+        return Ok(None);
+    };
+    let head = String::from_utf8_lossy(&bytes[..end]);
+    let mut lines = head.split("\r\n");
+    let status_line = lines.next().unwrap_or_default();
+    let code = status_line.get(9..12).and_then(|code| code.parse().ok());
+    let status: u16 = code.ok_or_else(|| bad("status line", status_line))?;
+    demand!(status_line.get(12..13) == Some(" "), "http", "status line {status_line:?}");
+    let (mut dates, mut length, mut connection) = (0, None, None);
+    for line in lines {
+        let (name, value) = line.split_once(": ").ok_or_else(|| bad("header line", line))?;
+        let control = line.bytes().any(|byte| byte.is_ascii_control());
+        demand!(!control && !value.is_empty(), "http", "header line {line:?}");
+        match name {
+            "Date" => dates += 1,
+            "Content-Length" => {
+                let value = value.parse().map_err(|_| bad("length", line))?;
+                demand!(length.replace(value).is_none(), "http", "two lengths");
+            }
+            "Connection" => {
+                demand!(connection.replace(value.to_owned()).is_none(), "http", "two Connections");
+            }
+            "Transfer-Encoding" => return Err(bad("a field that is never sent", line)),
+            _ => (),
+        }
+    }
+    demand!(dates == usize::from(status != 100), "http", "{dates} dates in {head:?}");
+    Ok(Some(Head { status, length, connection, size: end + 4 }))
+}

@@ -1,0 +1,44 @@
+//! What the random handler has done to each connection, for what may then be expected of it.
+
+use epoll_reactor::{CloseReason, Timestamp};
+
+use super::voice::Ear;
+
+/// What has been done to a connection.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    /// Bytes that were accepted for it.
+    pub(crate) accepted: u64,
+    /// How many more it may be sent.
+    pub(crate) budget: usize,
+    /// Its end has been asked for: after everything sent to it was delivered.
+    pub(crate) flushed: bool,
+    /// At once.
+    pub(crate) cut: bool,
+    /// At once and with a reset, before any FIN.
+    pub(crate) aborted: bool,
+    pub(crate) half_closed: bool,
+    pub(crate) panicked: bool,
+    pub(crate) paused: bool,
+    pub(crate) timer: Option<Timestamp>,
+    pub(crate) deadline: Option<Timestamp>,
+    pub(crate) eof: bool,
+    pub(crate) reason: Option<CloseReason>,
+}
+
+impl Book {
+    /// Whether the peer gets everything that was accepted, should it read to a clean end.
+    pub(crate) fn ended_well(&self) -> bool {
+        matches!(self.reason, Some(CloseReason::Local | CloseReason::PeerClosed))
+            && !self.cut
+            && !self.panicked
+    }
+}
+
+/// What a connection has been sent by its peer.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    pub(crate) ear: Ear,
+    /// Bytes of the input that were left the last time.
+    pub(crate) kept: usize,
+}

@@ -1,0 +1,349 @@
+//! A handler that does anything a callback may do, at random, and keeps book of it.
+
+use std::collections::BTreeMap;
+use std::panic::resume_unwind;
+use std::time::Duration;
+
+use bytes::Bytes;
+use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, Handler, SendOutcome, Timestamp};
+use fastrand::Rng;
+
+use super::book::{Book, Heard};
+use super::plan::{a_while, magnitude};
+use super::voice;
+use super::watched::Planned;
+
+#[derive(Debug)]
+pub(crate) struct Chaos {
+    rng: Rng,
+    /// Nobody may lose anything.
+    gentle: bool,
+    /// Where it connects to.
+    targets: Vec<Address>,
+    connects: u32,
+    /// Bytes that each connection may be sent.
+    budget: usize,
+    open: Vec<ConnId>,
+    gone: Vec<ConnId>,
+    pub(crate) books: BTreeMap<ConnId, Book>,
+    pub(crate) violations: Vec<String>,
+}
+
+impl Chaos {
+    pub(crate) fn new(rng: Rng, gentle: bool, targets: Vec<Address>, budget: usize) -> Self {
+        Self {
+            rng,
+            gentle,
+            targets,
+            connects: 0,
+            budget,
+            open: Vec::new(),
+            gone: Vec::new(),
+            books: BTreeMap::new(),
+            violations: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_paused(&self, id: ConnId) -> bool {
+        self.books.get(&id).is_none_or(|book| book.paused)
+    }
+
+    /// The timers that are set.
+    pub(crate) fn timers(&self) -> impl Iterator<Item = (ConnId, Timestamp)> {
+        self.open.iter().filter_map(|id| Some((*id, self.books.get(id)?.timer?)))
+    }
+
+    fn book(&mut self, id: ConnId) -> &mut Book {
+        let budget = self.budget;
+        self.books.entry(id).or_insert_with(|| Book { budget, ..Book::default() })
+    }
+
+    fn any_of(&mut self, id: Option<ConnId>) -> Option<ConnId> {
+        match (id, self.rng.u8(0..10)) {
+            (Some(id), 0..6) => Some(id),
+            (_, 9) if !self.gone.is_empty() => Some(self.gone[self.rng.usize(0..self.gone.len())]),
+            _ if !self.open.is_empty() => Some(self.open[self.rng.usize(0..self.open.len())]),
+            _ => id,
+        }
+    }
+
+    /// A few things, to this connection or others.
+    fn act(&mut self, ctx: &mut Ctx, id: Option<ConnId>) {
+        for _ in 0..self.rng.u8(0..4) {
+            if let Some(target) = self.any_of(id) {
+                self.act_on(ctx, id, target);
+            }
+        }
+        if !self.gentle && self.rng.u16(0..500) == 0 {
+            if let Some(id) = id {
+                self.book(id).panicked = true;
+            }
+            resume_unwind(Box::new(Planned));
+        }
+    }
+
+    fn act_on(&mut self, ctx: &mut Ctx, current: Option<ConnId>, id: ConnId) {
+        let rough = !self.gentle;
+        match self.rng.u8(0..100) {
+            0..45 => self.send(ctx, current, id),
+            45..48 => self.close_after_flush(ctx, id),
+            48 if rough => {
+                self.cut(ctx, id);
+                ctx.close_now(id);
+            }
+            49 if rough => {
+                self.cut(ctx, id);
+                self.book(id).aborted |= ctx.is_open(id) && !self.book(id).half_closed;
+                ctx.abort(id);
+            }
+            50 => {
+                self.book(id).half_closed |= ctx.is_open(id);
+                ctx.shut_down_output(id);
+            }
+            51..54 => self.pause(ctx, id),
+            54..60 => {
+                self.book(id).paused = false;
+                ctx.resume_reading(id);
+            }
+            60..65 => ctx.read_again(id),
+            65..70 => ctx.pause_until_drained(id),
+            70..77 => self.set_timer(ctx, id),
+            77..79 => self.cancel_timer(ctx, id),
+            79 if rough => {
+                let delay = a_while(&mut self.rng, Duration::from_micros(1), Duration::from_secs(60));
+                if ctx.is_open(id) {
+                    self.book(id).deadline = Some(ctx.now() + delay);
+                }
+                ctx.set_read_deadline(id, delay);
+            }
+            80..83 => {
+                if ctx.is_open(id) {
+                    self.book(id).deadline = None;
+                }
+                ctx.clear_read_deadline(id);
+            }
+            83..87 => {
+                let most = if rough && self.rng.u8(0..20) == 0 { ctx.limits().memory } else { 4_096 };
+                ctx.account(id, self.rng.usize(0..=most));
+            }
+            87..90 => self.connect(ctx),
+            90 if rough && self.rng.u8(0..20) == 0 => {
+                let grace = a_while(&mut self.rng, Duration::from_micros(1), Duration::from_secs(10));
+                ctx.drain(grace.min(ctx.limits().drain_grace));
+            }
+            _ => (),
+        }
+    }
+
+    fn send(&mut self, ctx: &mut Ctx, current: Option<ConnId>, id: ConnId) {
+        let most = self.book(id).budget;
+        if most == 0 {
+            return;
+        }
+        let count = magnitude(&mut self.rng, 1, most);
+        let bytes = voice::speak(id.as_u64(), self.book(id).accepted, count);
+        let (open, queued) = (ctx.is_open(id) && !self.book(id).half_closed, ctx.queued(id));
+        let held = ctx.buffered() + current.map_or(0, |current| ctx.queued(current));
+        let shared = self.rng.bool();
+        let outcome = if shared {
+            ctx.send_shared(id, Bytes::from(bytes.clone()))
+        } else {
+            match ctx.send(id, &bytes) {
+                SendOutcome::Sent => SendOutcome::Sent,
+                SendOutcome::Queued => SendOutcome::Queued,
+                SendOutcome::OverLimit(back) => SendOutcome::OverLimit(Bytes::copy_from_slice(back)),
+                SendOutcome::Gone(back) => SendOutcome::Gone(Bytes::copy_from_slice(back)),
+            }
+        };
+        let limits = ctx.limits();
+        let right = match &outcome {
+            SendOutcome::Sent | SendOutcome::Queued => {
+                open && ctx.queued(id) == queued + count && queued + count <= limits.output
+            }
+            SendOutcome::OverLimit(back) => {
+                let fits = queued + count <= limits.output && held + count <= limits.memory;
+                open && !fits && *back == bytes
+            }
+            SendOutcome::Gone(back) => !open && *back == bytes,
+        };
+        if !right {
+            self.violations.push(format!(
+                "send of {count} to {id} (open {open}, {queued} waiting, {held} held): {outcome:?}"
+            ));
+        }
+        if outcome.is_accepted() {
+            let book = self.book(id);
+            book.accepted += count as u64;
+            book.budget -= count;
+        }
+    }
+
+    fn close_after_flush(&mut self, ctx: &mut Ctx, id: ConnId) {
+        self.book(id).flushed = true;
+        ctx.close_after_flush(id);
+    }
+
+    fn cut(&mut self, ctx: &Ctx, id: ConnId) {
+        let there = ctx.peer_address(id).is_some();
+        self.book(id).cut |= there;
+    }
+
+    fn pause(&mut self, ctx: &mut Ctx, id: ConnId) {
+        if ctx.is_open(id) {
+            self.book(id).paused = true;
+            ctx.pause_reading(id);
+            if self.gentle {
+                self.set_timer(ctx, id);
+            }
+        }
+    }
+
+    fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId) {
+        let delay = match self.rng.u8(0..4) {
+            0 => Duration::ZERO,
+            _ => a_while(&mut self.rng, Duration::from_micros(1), Duration::from_secs(30)),
+        };
+        if ctx.is_open(id) {
+            self.book(id).timer = Some(ctx.now() + delay.max(Duration::from_nanos(1)));
+        }
+        ctx.set_timer(id, delay);
+    }
+
+    fn cancel_timer(&mut self, ctx: &mut Ctx, id: ConnId) {
+        let gentle = self.gentle;
+        let book = self.book(id);
+        if gentle && (book.paused || book.eof) {
+            return;
+        }
+        book.timer = None;
+        ctx.cancel_timer(id);
+    }
+
+    fn connect(&mut self, ctx: &mut Ctx) {
+        if self.connects == 20 || self.targets.is_empty() {
+            return;
+        }
+        self.connects += 1;
+        let target = self.targets[self.rng.usize(0..self.targets.len())].clone();
+        let room = ctx.connections() < ctx.limits().connections && !ctx.is_draining();
+        let connected = ctx.connect(target);
+        if connected.is_some() != room {
+            self.violations.push(format!("connect: {connected:?}, with room {room}"));
+        }
+        if let Some(id) = connected {
+            self.open.push(id);
+            self.send(ctx, None, id);
+        }
+    }
+
+    /// How much of an input it consumes.
+    fn appetite(&mut self, ctx: &Ctx, input: usize) -> usize {
+        match self.rng.u8(0..10) {
+            _ if self.gentle && 2 * input >= ctx.limits().input => input,
+            0..6 => input,
+            6 => 0,
+            7 if !self.gentle => input + 1,
+            _ => self.rng.usize(0..=input),
+        }
+    }
+}
+
+impl Handler for Chaos {
+    type Conn = Heard;
+    type Message = u64;
+
+    fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut Heard) {
+        self.book(id);
+        if !self.open.contains(&id) {
+            self.open.push(id);
+        }
+        self.act(ctx, Some(id));
+    }
+
+    fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Heard, input: &[u8]) -> usize {
+        if self.book(id).paused {
+            self.violations.push(format!("on_data for {id}, which is paused"));
+        }
+        if let Err(error) = conn.ear.hear(input.get(conn.kept..).unwrap_or_default()) {
+            self.violations.push(format!("{id} hears: {error}"));
+        }
+        // Should it panic, nothing is consumed, and nothing follows.
+        let consumed = self.appetite(ctx, input.len());
+        conn.kept = input.len() - consumed.min(input.len());
+        self.act(ctx, Some(id));
+        if conn.kept > 0 && self.rng.u8(0..3) == 0 {
+            ctx.read_again(id);
+        }
+        consumed
+    }
+
+    fn on_eof(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Heard, unconsumed: &[u8]) {
+        if unconsumed.len() != conn.kept {
+            self.violations.push(format!("on_eof for {id}: {} bytes, not {}", unconsumed.len(), conn.kept));
+        }
+        self.book(id).eof = true;
+        self.act(ctx, Some(id));
+        match self.rng.u8(0..10) {
+            0..7 => self.close_after_flush(ctx, id),
+            _ => self.set_timer(ctx, id),
+        }
+    }
+
+    fn on_drain(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut Heard) {
+        self.act(ctx, Some(id));
+    }
+
+    fn on_timer(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut Heard) {
+        let now = ctx.now();
+        let book = self.book(id);
+        let set = book.timer.take();
+        let (paused, eof) = (std::mem::take(&mut book.paused), book.eof);
+        if set.is_none_or(|at| at > now) {
+            self.violations.push(format!("on_timer for {id} at {now:?}, set for {set:?}"));
+        }
+        if paused {
+            ctx.resume_reading(id);
+        }
+        if eof {
+            self.close_after_flush(ctx, id);
+        }
+        self.act(ctx, Some(id));
+    }
+
+    fn on_shutdown(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut Heard, _: Timestamp) {
+        self.act(ctx, Some(id));
+        if self.gentle || self.rng.u8(0..3) > 0 {
+            self.close_after_flush(ctx, id);
+        }
+    }
+
+    fn on_close(&mut self, ctx: &mut Ctx, id: ConnId, _: Heard, reason: CloseReason, stats: &CloseStats) {
+        self.open.retain(|open| *open != id);
+        self.gone.push(id);
+        let now = ctx.now();
+        let book = self.book(id);
+        book.reason = Some(reason);
+        let (asked, late) = (book.flushed || book.cut, book.deadline.is_some_and(|at| at <= now));
+        let delivered = stats.bytes_sent + stats.bytes_unsent;
+        let right = match reason {
+            CloseReason::Local => asked,
+            CloseReason::PeerClosed => book.eof && asked,
+            CloseReason::ReadTimeout => late,
+            _ => true,
+        };
+        let whole = delivered == book.accepted || book.panicked;
+        if !right || !whole || (book.ended_well() && stats.bytes_unsent > 0) {
+            let told = format!("on_close for {id}: {reason:?}, {stats:?}, {book:?}");
+            self.violations.push(told);
+        }
+        self.act(ctx, None);
+    }
+
+    fn on_message(&mut self, ctx: &mut Ctx, _: u64) {
+        self.act(ctx, None);
+    }
+
+    fn on_tick(&mut self, ctx: &mut Ctx) {
+        self.act(ctx, None);
+    }
+}

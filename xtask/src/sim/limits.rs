@@ -1,0 +1,53 @@
+//! Limits drawn from a seed.
+
+use std::time::Duration;
+
+use epoll_reactor::Limits;
+use fastrand::Rng;
+
+use super::plan::{Plan, a_while, magnitude};
+
+/// Small numbers are as likely as large ones, since most mistakes are made at a limit.
+pub(crate) fn draw_limits(plan: &Plan, rng: &mut Rng) -> Limits {
+    let second = Duration::from_secs(1);
+    let output = magnitude(rng, 64, 1 << 22);
+    let output_high_water = magnitude(rng, 1, output);
+    let mut limits = Limits {
+        connections: magnitude(rng, 1, 64),
+        read_buffer: magnitude(rng, 1, 1 << 16),
+        read_budget: magnitude(rng, 1, 1 << 18),
+        accept_budget: magnitude(rng, 1, 64),
+        message_budget: magnitude(rng, 1, 64),
+        message_queue: magnitude(rng, 1, 256),
+        input: magnitude(rng, 1, 1 << 17),
+        output_high_water,
+        output_low_water: rng.usize(0..output_high_water),
+        output,
+        memory: magnitude(rng, 4_096, 1 << 26),
+        idle_timeout: (rng.u8(0..4) == 0).then(|| a_while(rng, second / 1_000, second * 600)),
+        write_stall_timeout: a_while(rng, second / 1_000, second * 600),
+        connect_timeout: a_while(rng, second / 1_000, second * 100),
+        linger_quiet: a_while(rng, second / 1_000, second * 10),
+        linger_timeout: a_while(rng, second / 1_000, second * 100),
+        linger_bytes: magnitude(rng, 1, 1 << 20),
+        accept_retry: a_while(rng, second / 1_000, second),
+        tick: (rng.u8(0..4) == 0).then(|| a_while(rng, second / 50, second * 10)),
+        drain_grace: a_while(rng, second / 1_000, second * 60),
+        ..Limits::default()
+    };
+    // What travels in small pieces must not be read in small ones too: it would take for ever.
+    limits.read_buffer = limits.read_buffer.max(16);
+    limits.read_budget = limits.read_budget.max(16);
+    if plan.gentle {
+        let long = second * 24 * 3_600;
+        limits.connections = 64;
+        limits.memory = 1 << 26;
+        limits.idle_timeout = None;
+        limits.write_stall_timeout = long;
+        limits.connect_timeout = long;
+        limits.linger_quiet = long;
+        limits.linger_timeout = long;
+        limits.linger_bytes = usize::MAX;
+    }
+    limits
+}

@@ -1,0 +1,230 @@
+//! What has become of each connection that a handler was told of, kept and checked as it happens.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, Timestamp};
+
+/// A callback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Call {
+    Open,
+    Data,
+    Eof,
+    Drain,
+    Timer,
+    Shutdown,
+    Close,
+    Message,
+    Tick,
+    Ready,
+}
+
+/// One connection, as its callbacks have told it.
+#[derive(Clone, Debug)]
+pub(crate) struct Life {
+    pub(crate) id: ConnId,
+    /// The client's own address, unless it has none.
+    pub(crate) address: Option<Address>,
+    /// False for an outbound connection that was never made.
+    pub(crate) opened: bool,
+    pub(crate) received: u64,
+    /// The first bytes received, at most [`Lives::FIRST`].
+    pub(crate) first: Vec<u8>,
+    pub(crate) eof: bool,
+    pub(crate) panicked: bool,
+    pub(crate) closed: Option<(CloseReason, CloseStats)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lives {
+    lives: BTreeMap<ConnId, Life>,
+    pub(crate) violations: Vec<String>,
+    /// The numbers of the messages handed over.
+    pub(crate) delivered: Vec<u64>,
+    /// Callbacks so far.
+    pub(crate) calls: u64,
+    pub(crate) opened: u64,
+    pub(crate) closed: u64,
+    pub(crate) panics: u64,
+    inside: bool,
+    recent: VecDeque<(Timestamp, Call, Option<ConnId>, String)>,
+    now: Timestamp,
+}
+
+impl Lives {
+    /// How much of the beginning of a connection's input is kept.
+    pub(crate) const FIRST: usize = 64;
+    /// How many of the last callbacks are kept.
+    const RECENT: usize = 60;
+
+    pub(crate) const fn new() -> Self {
+        Self {
+            lives: BTreeMap::new(),
+            violations: Vec::new(),
+            delivered: Vec::new(),
+            calls: 0,
+            opened: 0,
+            closed: 0,
+            panics: 0,
+            inside: false,
+            recent: VecDeque::new(),
+            now: Timestamp::from_nanoseconds(1),
+        }
+    }
+
+    pub(crate) fn life(&self, id: ConnId) -> Option<&Life> {
+        self.lives.get(&id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Life> {
+        self.lives.values()
+    }
+
+    pub(crate) fn violation(&mut self, what: String) {
+        self.violations.push(what);
+    }
+
+    /// The last callbacks, oldest first.
+    pub(crate) fn recent(&self) -> Vec<String> {
+        self.recent
+            .iter()
+            .map(|(at, call, id, more)| {
+                let id = id.map_or_else(String::new, |id| format!(" {id}"));
+                format!("{:>14.6} ms  on_{call:?}{id} {more}", at.as_nanoseconds() as f64 / 1e6)
+            })
+            .collect()
+    }
+
+    /// A turn begins.
+    pub(crate) const fn set_now(&mut self, now: Timestamp) {
+        self.now = now;
+    }
+
+    /// When the last turn began.
+    pub(crate) const fn now(&self) -> Timestamp {
+        self.now
+    }
+
+    pub(crate) fn enter(&mut self, call: Call, id: Option<ConnId>) {
+        if std::mem::replace(&mut self.inside, true) {
+            self.violation(format!("{call:?} for {id:?} inside another callback"));
+        }
+        self.calls += 1;
+        if self.recent.len() == Self::RECENT {
+            self.recent.pop_front();
+        }
+        let more = match (call, id.and_then(|id| self.life(id))) {
+            (Call::Data, Some(life)) => format!("received {} in all", life.received),
+            (Call::Close, Some(life)) => format!("{:?}", life.closed),
+            _ => String::new(),
+        };
+        self.recent.push_back((self.now, call, id, more));
+    }
+
+    pub(crate) const fn leave(&mut self) {
+        self.inside = false;
+    }
+
+    pub(crate) fn panicked(&mut self, id: Option<ConnId>) {
+        self.panics += 1;
+        if let Some(life) = id.and_then(|id| self.lives.get_mut(&id)) {
+            life.panicked = true;
+        }
+    }
+
+    pub(crate) fn opened(&mut self, ctx: &Ctx, id: ConnId) {
+        self.opened += 1;
+        let address = ctx.peer_address(id).filter(|address| address.as_tcp().is_some()).cloned();
+        let life = Life {
+            id,
+            address: address.filter(|_| ctx.listener(id).is_some()),
+            opened: true,
+            received: 0,
+            first: Vec::new(),
+            eof: false,
+            panicked: false,
+            closed: None,
+        };
+        if self.lives.insert(id, life).is_some() {
+            self.violation(format!("on_open for {id}, which there has been before"));
+        }
+    }
+
+    pub(crate) fn received(&mut self, id: ConnId, new: &[u8]) {
+        if let Some(life) = self.lives.get_mut(&id) {
+            life.received += new.len() as u64;
+            let room = Self::FIRST - life.first.len();
+            life.first.extend_from_slice(new.get(..room).unwrap_or(new));
+        }
+    }
+
+    pub(crate) fn ended(&mut self, id: ConnId) {
+        if let Some(life) = self.lives.get_mut(&id) {
+            life.eof = true;
+        }
+    }
+
+    pub(crate) fn closed(
+        &mut self,
+        ctx: &Ctx,
+        id: ConnId,
+        unconsumed: usize,
+        reason: CloseReason,
+        stats: &CloseStats,
+    ) {
+        self.closed += 1;
+        let unopened = Life {
+            id,
+            address: None,
+            opened: false,
+            received: 0,
+            first: Vec::new(),
+            eof: false,
+            panicked: false,
+            closed: None,
+        };
+        let life = self.lives.entry(id).or_insert(unopened);
+        let again = life.closed.replace((reason, *stats)).is_some();
+        let implausible = implausible(ctx, life, unconsumed, reason, stats);
+        if again {
+            self.violation(format!("on_close for {id} again"));
+        }
+        if let Some(why) = implausible {
+            self.violation(format!("on_close for {id}: {reason:?}, though {why}"));
+        }
+    }
+}
+
+/// Why `reason` cannot be.
+fn implausible(
+    ctx: &Ctx,
+    life: &Life,
+    unconsumed: usize,
+    reason: CloseReason,
+    stats: &CloseStats,
+) -> Option<&'static str> {
+    let limits = ctx.limits();
+    let doubt = |cannot_be: bool, why| cannot_be.then_some(why);
+    let by_reason = match reason {
+        CloseReason::PeerClosed => doubt(!life.eof, "there was no on_eof"),
+        CloseReason::HandlerPanicked => doubt(!life.panicked, "no callback for it panicked"),
+        CloseReason::ConnectFailed(_) => doubt(life.opened, "it was opened"),
+        CloseReason::IdleTimeout => doubt(
+            limits.idle_timeout.is_none_or(|timeout| stats.open_for < timeout),
+            "there is no such limit, or it was not open for so long",
+        ),
+        CloseReason::WriteStalled => doubt(
+            stats.bytes_unsent == 0 || stats.open_for < limits.write_stall_timeout,
+            "nothing was waiting, or it was not open for so long",
+        ),
+        CloseReason::InputLimit => doubt(unconsumed < limits.input, "the unconsumed rest was shorter"),
+        CloseReason::Shutdown => doubt(!ctx.is_draining(), "the loop is not draining"),
+        _ => None,
+    };
+    by_reason.or_else(|| {
+        doubt(
+            life.opened && stats.bytes_received != life.received,
+            "it counts other bytes than on_data was given",
+        )
+    })
+}

@@ -1,0 +1,200 @@
+//! The random handler among clients that send it streams, and servers that it connects to.
+
+use std::collections::BTreeMap;
+
+use epoll_reactor::sim::{PeerListener, Sim};
+use epoll_reactor::{Address, CloseReason, ConnId, Limits, ListenOptions, Timestamp};
+use fastrand::Rng;
+
+use super::chaos::Chaos;
+use super::failure::{Failure, demand};
+use super::lives::Life;
+use super::plan::{Plan, magnitude};
+use super::scenario::{Aftermath, Loop, Scenario};
+use super::session::{End, Session, Talk};
+use super::voice::{self, Ear};
+
+/// Says its own stream, and hears that of one connection.
+pub(crate) struct Visitor {
+    voice: u64,
+    said: u64,
+    left: usize,
+    pub(crate) ear: Ear,
+}
+
+impl Visitor {
+    fn new(number: usize, left: usize) -> Self {
+        Self { voice: voice::client(number), said: 0, left, ear: Ear::default() }
+    }
+}
+
+impl Talk for Visitor {
+    fn say(&mut self, rng: &mut Rng) -> Option<Vec<u8>> {
+        if self.left == 0 {
+            return None;
+        }
+        let count = magnitude(rng, 1, self.left.min(16 * 1024));
+        let bytes = voice::speak(self.voice, self.said, count);
+        self.said += count as u64;
+        self.left -= count;
+        Some(bytes)
+    }
+
+    fn is_done(&self) -> bool {
+        self.left == 0
+    }
+
+    fn hear(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.ear.hear(bytes).map_err(|error| Failure::new("output", error))
+    }
+
+    fn may_shout(&self) -> bool {
+        true
+    }
+}
+
+/// The sessions of the servers it connects to are counted from here.
+const HOSTED: usize = 1 << 20;
+
+pub(crate) struct Bedlam {
+    plan: Plan,
+    rng: Rng,
+    servers: Vec<PeerListener>,
+    hosted: Vec<Session<Visitor>>,
+    /// Timers that were due before the last turn began, and for how many turns.
+    late: BTreeMap<ConnId, (Timestamp, u32)>,
+}
+
+/// Turns that a timer may be late by: the loop puts them off while it does not know of all events.
+const LATE_TURNS: u32 = 10;
+
+impl Scenario for Bedlam {
+    type Handler = Chaos;
+    type Talk = Visitor;
+
+    fn new(plan: &Plan, sim: &Sim, _: &mut Rng) -> Self {
+        let addresses = [Address::Tcp(([192, 0, 2, 1], 80).into()), Address::Unix("/run/other".into())];
+        let servers =
+            addresses.iter().filter_map(|address| sim.listen(address, &ListenOptions::default()).ok());
+        Self {
+            plan: plan.clone(),
+            rng: plan.chance(2),
+            servers: servers.collect(),
+            hosted: Vec::new(),
+            late: BTreeMap::new(),
+        }
+    }
+
+    fn limits(&self, drawn: Limits, _: &mut Rng) -> Limits {
+        drawn
+    }
+
+    fn handler(&mut self, listeners: &[Address]) -> Chaos {
+        let mut targets: Vec<Address> = self.servers.iter().map(PeerListener::address).collect();
+        targets.extend_from_slice(listeners);
+        if !self.plan.gentle {
+            targets.push(Address::Tcp(([192, 0, 2, 2], 80).into()));
+            targets.push(Address::Unix("/run/nobody".into()));
+        }
+        let budget = self.plan.bytes(&mut self.rng);
+        Chaos::new(self.plan.chance(3), self.plan.gentle, targets, budget)
+    }
+
+    fn talk(&mut self, session: usize, rng: &mut Rng) -> Visitor {
+        Visitor::new(session, self.plan.bytes(rng))
+    }
+
+    fn message(&mut self, rng: &mut Rng) -> Option<u64> {
+        rng.bool().then_some(0)
+    }
+
+    fn session_of(first: &[u8]) -> Option<usize> {
+        let mut ear = Ear::default();
+        ear.hear(first).ok()?;
+        voice::session(ear.speaker()?)
+    }
+
+    fn may_wait(handler: &Chaos, id: ConnId) -> bool {
+        handler.is_paused(id)
+    }
+
+    fn between(&mut self, reactor: &mut Loop<Chaos>, _: &mut [Session<Visitor>]) -> Result<(), Failure> {
+        for server in &self.servers {
+            while let Some(peer) = server.accept() {
+                let talk = Visitor::new(HOSTED + self.hosted.len(), self.plan.bytes(&mut self.rng));
+                self.hosted.push(Session::new(talk, peer, self.plan.gentle, &mut self.rng));
+            }
+        }
+        for session in self.hosted.iter_mut().filter(|session| !session.is_over()) {
+            if self.rng.u8(0..4) == 0 {
+                session.act(&mut self.rng)?;
+            }
+        }
+        let chaos = &reactor.handler().inner;
+        demand!(chaos.violations.is_empty(), "random handler", "{:?}", chaos.violations);
+        let timers: Vec<(ConnId, Timestamp)> = chaos.timers().collect();
+        let lives = &reactor.handler().lives;
+        let began = lives.now();
+        // Until an outbound connection is made nothing can be told of it.
+        let due = timers.into_iter().filter(|(id, at)| *at <= began && lives.life(*id).is_some());
+        let due: Vec<_> = due.collect();
+        let ctx = reactor.ctx();
+        let before = std::mem::take(&mut self.late);
+        for (id, at) in due.into_iter().filter(|(id, _)| ctx.is_open(*id)) {
+            let turns = before.get(&id).filter(|(late, _)| *late == at).map_or(1, |(_, turns)| turns + 1);
+            demand!(turns <= LATE_TURNS, "timer", "that of {id}, due at {at:?}, has not fired by {began:?}");
+            self.late.insert(id, (at, turns));
+        }
+        Ok(())
+    }
+
+    fn hear_the_rest(&mut self) -> Result<usize, Failure> {
+        let mut heard = 0;
+        for session in &mut self.hosted {
+            heard += session.hear_all()?;
+        }
+        Ok(heard)
+    }
+
+    fn finish(&mut self, chaos: &Chaos, all: &Aftermath<'_, Visitor>) -> Result<(), Failure> {
+        let known: BTreeMap<u64, &Life> = all.lives.iter().map(|life| (life.id.as_u64(), life)).collect();
+        for (number, session) in all.sessions.iter().chain(&self.hosted).enumerate() {
+            let Some(speaker) = session.talk.ear.speaker() else { continue };
+            let id = ConnId::from_u64(speaker);
+            demand!(
+                known.contains_key(&speaker),
+                "output",
+                "session {number} heard {id}, whom nobody opened"
+            );
+            check_heard(chaos, id, number, session, all)?;
+        }
+        for (number, _, life) in all.each() {
+            let reason = life.and_then(|life| life.closed).map(|(reason, _)| reason);
+            let fine = matches!(reason, None | Some(CloseReason::Local | CloseReason::PeerClosed));
+            demand!(fine || !all.gentle, "lost client", "session {number}: {reason:?}");
+        }
+        Ok(())
+    }
+}
+
+fn check_heard(
+    chaos: &Chaos,
+    id: ConnId,
+    number: usize,
+    session: &Session<Visitor>,
+    all: &Aftermath<'_, Visitor>,
+) -> Result<(), Failure> {
+    let Some(book) = chaos.books.get(&id) else { return Ok(()) };
+    let (heard, accepted) = (session.talk.ear.heard, book.accepted);
+    demand!(heard <= accepted, "output", "session {number} heard {heard} of {accepted} bytes of {id}");
+    let tcp = session.address.as_tcp().is_some();
+    let clean = session.end == End::Clean;
+    demand!(!(clean && tcp && book.aborted), "abort", "session {number} was aborted, and read a clean end");
+    let whole = clean && (book.ended_well() || all.gentle);
+    demand!(
+        !whole || heard == accepted,
+        "output",
+        "session {number} ended well and heard {heard} of the {accepted} bytes accepted for {id}: {book:?}"
+    );
+    Ok(())
+}
