@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod canary;
 mod fuzz;
 mod process;
 #[allow(
@@ -32,6 +33,8 @@ struct Arguments {
 enum Task {
     /// Measure the release build: CPU per request beside a bare C loop, system calls, memory a connection
     Bench(bench::Options),
+    /// Plant defects in a copy of the sources, and see that the simulation finds each
+    Canary(canary::Options),
     /// Give the codecs and the buffers input that a fuzzer makes up, by cargo-fuzz
     Fuzz(fuzz::Options),
     /// Run the loop and the protocols on a simulated kernel, with every fault it knows, from one seed after another
@@ -41,6 +44,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Bench(options) => bench::run(&options, &mut std::io::stdout().lock()),
+        Task::Canary(options) => canary::run(&options, &mut std::io::stdout().lock()),
         Task::Fuzz(options) => fuzz::run(&options, &mut std::io::stdout().lock()),
         Task::Sim(options) => sim::simulate(&options, &mut std::io::stdout().lock()),
     };

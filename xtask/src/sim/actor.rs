@@ -18,6 +18,8 @@ pub(crate) struct Actor {
     left: usize,
     next: Timestamp,
     pause: Duration,
+    /// Acts in a row that came to nothing: it waits longer and longer then.
+    idle: u32,
 }
 
 /// What a client finds.
@@ -29,6 +31,9 @@ pub(crate) struct Around<'a> {
 }
 
 impl Actor {
+    /// How long it waits at most when nothing comes of it.
+    const SLOW: Duration = Duration::from_millis(300);
+
     pub(crate) fn new(mut rng: Rng, now: Timestamp) -> Self {
         Self {
             session: None,
@@ -36,6 +41,7 @@ impl Actor {
             next: now + Duration::from_micros(rng.u64(0..2_000)),
             pause: a_while(&mut rng, Duration::from_micros(1), Duration::from_millis(200)),
             rng,
+            idle: 0,
         }
     }
 
@@ -62,7 +68,9 @@ impl Actor {
         let rest = match self.session {
             Some(number) => {
                 let session = &mut sessions[number];
+                let before = session.sent + session.heard;
                 let rest = if session.is_over() { None } else { session.act(&mut self.rng)? };
+                self.idle = if session.sent + session.heard == before { self.idle + 1 } else { 0 };
                 if session.is_over() {
                     self.session = None;
                 }
@@ -71,7 +79,8 @@ impl Actor {
             None if self.left > 0 => self.connect(around, scenario, sessions)?,
             None => Some(Duration::from_secs(3_600)),
         };
-        let pause = Duration::from_nanos(self.rng.u64(1..=(self.pause.as_nanos() as u64).max(1)));
+        let longest = self.pause.max(Self::SLOW.min(self.pause * (1 << self.idle.min(20))));
+        let pause = Duration::from_nanos(self.rng.u64(1..=(longest.as_nanos() as u64).max(1)));
         self.next = around.sim.now() + rest.unwrap_or(pause);
         Ok(())
     }

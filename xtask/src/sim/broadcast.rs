@@ -3,7 +3,7 @@
 
 use epoll_protocols::{BroadcastConfig, SlowReceivers};
 use epoll_reactor::sim::Sim;
-use epoll_reactor::{Address, CloseReason, Limits};
+use epoll_reactor::{Address, CloseReason, ConnId, Limits};
 use fastrand::Rng;
 
 use super::failure::{Failure, demand};
@@ -127,6 +127,10 @@ impl Scenario for Broadcasts {
 
     fn session_of(first: &[u8]) -> Option<usize> {
         name(first).map(|(session, _)| session)
+    }
+
+    fn sent_to(handler: &Published, id: ConnId) -> u64 {
+        handler.members.get(&id).map_or(0, |member| member.entitled.len() as u64)
     }
 
     fn between(&mut self, reactor: &mut Loop<Published>, _: &mut [Session<Member>]) -> Result<(), Failure> {

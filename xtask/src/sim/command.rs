@@ -25,6 +25,9 @@ pub(crate) struct Options {
     /// Count seeds from here on, instead of from the time of day
     #[arg(long, conflicts_with = "seed")]
     first_seed: Option<u64>,
+    /// Stop after so many runs, if the time is not over before
+    #[arg(long, conflicts_with = "seed")]
+    runs: Option<u64>,
     /// Go on after a failure, and tell of each
     #[arg(long)]
     keep_going: bool,
@@ -95,7 +98,7 @@ fn many(
         bar.set_style(style);
     }
     let mut seed = first;
-    while start.elapsed() < until {
+    while start.elapsed() < until && options.runs.is_none_or(|most| total.runs < most) {
         for kind in kinds {
             if let Some(report) = one(&Plan::new(*kind, seed, cuts), total) {
                 bar.suspend(|| out.write_all(report.as_bytes()))?;

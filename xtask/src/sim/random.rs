@@ -118,6 +118,10 @@ impl Scenario for Bedlam {
         handler.is_paused(id)
     }
 
+    fn sent_to(handler: &Chaos, id: ConnId) -> u64 {
+        handler.books.get(&id).map_or(0, |book| book.accepted)
+    }
+
     fn between(&mut self, reactor: &mut Loop<Chaos>, _: &mut [Session<Visitor>]) -> Result<(), Failure> {
         for server in &self.servers {
             while let Some(peer) = server.accept() {

@@ -43,6 +43,12 @@ pub(crate) trait Scenario: Sized {
         false
     }
 
+    /// A number that grows whenever something is sent to `id` but for what it has sent itself.
+    fn sent_to(handler: &Self::Handler, id: ConnId) -> u64 {
+        let _ = (handler, id);
+        0
+    }
+
     /// Between turns: what it does besides playing clients, and checks beside the invariants.
     ///
     /// # Errors

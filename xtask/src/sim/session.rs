@@ -122,6 +122,16 @@ impl<T: Talk> Session<T> {
         self.peer.is_none()
     }
 
+    /// Bytes that have arrived here, read or not.
+    pub(crate) fn heard_or_unread(&self) -> u64 {
+        self.heard + self.peer.as_ref().map_or(0, Peer::unread) as u64
+    }
+
+    /// The server has ended it, whether that was read or not.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.peer.as_ref().is_none_or(|peer| peer.is_ended() || peer.is_reset())
+    }
+
     /// Bytes that have arrived at the server's kernel, at least.
     pub(crate) fn arrived(&self) -> u64 {
         self.sent - self.peer.as_ref().map_or(0, Peer::unsent) as u64

@@ -1,10 +1,13 @@
 //! Makes a failing run smaller, as long as it breaks the same rule.
 
+use std::time::{Duration, Instant};
+
 use super::Broken;
 use super::plan::{Cuts, Plan, fault_names};
 
-/// Runs it takes at most.
+/// Runs it takes at most, and time.
 const MOST_RUNS: u32 = 300;
+const MOST_TIME: Duration = Duration::from_secs(20);
 
 /// How a plan is run: to what breach of a rule, if any.
 pub(crate) type Run = fn(&Plan) -> Option<Broken>;
@@ -14,23 +17,28 @@ struct Shrinking {
     plan: Plan,
     broken: Broken,
     runs: u32,
+    start: Instant,
 }
 
 /// The smallest run found that breaks the same rule as `broken` does.
 pub(crate) fn shrink(plan: &Plan, broken: Broken, run: Run) -> (Plan, Broken) {
-    let mut shrinking = Shrinking { run, plan: plan.clone(), broken, runs: 0 };
+    let mut shrinking = Shrinking { run, plan: plan.clone(), broken, runs: 0, start: Instant::now() };
     loop {
         let before = shrinking.plan.cuts.clone();
         shrinking.fewer_faults();
         shrinking.fewer_clients();
         shrinking.fewer_turns();
-        if shrinking.plan.cuts == before || shrinking.runs >= MOST_RUNS {
+        if shrinking.plan.cuts == before || shrinking.is_tired() {
             return (shrinking.plan, shrinking.broken);
         }
     }
 }
 
 impl Shrinking {
+    fn is_tired(&self) -> bool {
+        self.runs >= MOST_RUNS || self.start.elapsed() > MOST_TIME
+    }
+
     fn fewer_faults(&mut self) {
         for name in fault_names() {
             let mut cuts = self.plan.cuts.clone();
@@ -66,7 +74,7 @@ impl Shrinking {
 
     /// Keeps the cuts if the run still breaks the same rule.
     fn try_with(&mut self, cuts: Cuts) -> bool {
-        if self.runs >= MOST_RUNS {
+        if self.is_tired() {
             return false;
         }
         self.runs += 1;

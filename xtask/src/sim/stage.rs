@@ -12,6 +12,7 @@ use fastrand::Rng;
 use super::actor::{Actor, Around};
 use super::failure::{Failure, demand};
 use super::limits::draw_limits;
+use super::overdue::Overdue;
 use super::pace::Pace;
 use super::plan::{Plan, magnitude};
 use super::scenario::{Aftermath, Loop, Scenario, check_sessions};
@@ -44,6 +45,7 @@ pub(crate) struct Stage<S: Scenario> {
     messages: u64,
     next_message: Timestamp,
     pace: Pace,
+    overdue: Overdue,
     draining: bool,
 }
 
@@ -90,6 +92,7 @@ impl<S: Scenario> Stage<S> {
             messages: 0,
             next_message: sim.now(),
             pace: Pace::new(sim),
+            overdue: Overdue::default(),
             draining: false,
         })
     }
@@ -203,6 +206,8 @@ impl<S: Scenario> Stage<S> {
         let turn = turn.map_err(|error| Failure::new("turn", format!("it failed: {error}")))?;
         self.learn_ids();
         self.pace.check::<S>(&self.sim, &mut self.reactor, &self.sessions, &self.ids)?;
+        let accepted = self.accepted_messages.len();
+        self.overdue.check::<S>(&self.plan, &mut self.reactor, &self.sessions, &self.ids, accepted)?;
         self.draining |= self.reactor.ctx().is_draining();
         Ok(turn)
     }

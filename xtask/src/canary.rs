@@ -1,0 +1,174 @@
+//! `cargo xtask canary`: defects planted in a copy of the sources, each of which the simulation must find. It tests the
+//! tests: a harness that finds nothing may have found that nothing is wrong, or may be blind.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process::{output, root};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Plant this defect alone, by a part of its name; may be given several times
+    #[arg(long)]
+    only: Vec<String>,
+}
+
+/// Each must be found by one of so many runs, of a few milliseconds each.
+const RUNS: u64 = 4000;
+
+/// A defect, as a change of the sources.
+struct Defect {
+    name: &'static str,
+    file: &'static str,
+    right: &'static str,
+    wrong: &'static str,
+}
+
+const DEFECTS: [Defect; 12] = [
+    Defect {
+        name: "forgets the ready list when the read budget is used up",
+        file: "crates/epoll-reactor/src/serve.rs",
+        right: "            if budget == 0 {\n                self.ctx.make_ready(id);\n",
+        wrong: "            if budget == 0 {\n",
+    },
+    Defect {
+        name: "takes a short read for an empty socket whatever the event said",
+        file: "crates/epoll-reactor/src/serve.rs",
+        right: "count == room.len() || connection.read_to_end",
+        wrong: "count == room.len()",
+    },
+    Defect {
+        name: "drops the start of a message when no more has come",
+        file: "crates/epoll-reactor/src/serve.rs",
+        right: "            Received::Nothing => {\n                self.keep_tail(id, tail);\n",
+        wrong: "            Received::Nothing => {\n",
+    },
+    Defect {
+        name: "sends a callback's own output ahead of what is queued",
+        file: "crates/epoll-reactor/src/output.rs",
+        right: "copied && connection.output.is_none() && connection.writable",
+        wrong: "copied && connection.writable",
+    },
+    Defect {
+        name: "frees a slot without a new generation",
+        file: "crates/epoll-reactor/src/slab.rs",
+        right: "slot.generation = slot.generation.wrapping_add(1).max(1);",
+        wrong: "",
+    },
+    Defect {
+        name: "keeps in its books what a closed connection held",
+        file: "crates/epoll-reactor/src/close.rs",
+        right: "            self.ctx.buffered -= connection.memory();\n            if let Some(queue)",
+        wrong: "            if let Some(queue)",
+    },
+    Defect {
+        name: "drops output that waits when it closes",
+        file: "crates/epoll-reactor/src/ctx.rs",
+        right: "            } else {\n                connection.begin_close(reason);\n                self.mark_dirty(id);\n",
+        wrong: "            } else {\n                self.kill(id, reason);\n",
+    },
+    Defect {
+        name: "takes an interrupted read for the end of the connection",
+        file: "crates/epoll-sys/src/errno.rs",
+        right: "Call::Recv | Call::Send => match errno {\n            Errno::EINTR => Reaction::Retry,",
+        wrong: "Call::Recv | Call::Send => match errno {\n            Errno::EINTR => Reaction::CloseConnection,",
+    },
+    Defect {
+        name: "never tries again after it ran out of descriptors",
+        file: "crates/epoll-reactor/src/listener.rs",
+        right: "            self.accept_retry = Some(self.accept_retry.map_or(retry, |at| at.min(retry)));\n",
+        wrong: "",
+    },
+    Defect {
+        name: "lets the end of the input overtake messages that wait their turn",
+        file: "crates/epoll-reactor/src/connection.rs",
+        right: " && !self.eof && !self.again",
+        wrong: " && !self.eof",
+    },
+    Defect {
+        name: "forgets the messages that were over a turn's budget",
+        file: "crates/epoll-reactor/src/turn.rs",
+        right: "self.more_messages = self.remote.shared().take(budget, &mut self.inbox);",
+        wrong: "self.more_messages = self.remote.shared().take(budget, &mut self.inbox) && false;",
+    },
+    Defect {
+        name: "loses the rest of a write that was cut short",
+        file: "crates/epoll-reactor/src/flush.rs",
+        right: "        self.ctx.direct.drain(..written);\n        self.ctx.move_direct_to_queue(id);",
+        wrong: "        self.ctx.direct.clear();\n        let _ = written;",
+    },
+];
+
+/// Plants each defect and runs the simulation on it; an error if one is not found.
+pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
+    let copy = root().join("target/canary/sources");
+    copy_sources(&copy)?;
+    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.contains(part));
+    let mut missed = 0;
+    for defect in DEFECTS.iter().filter(|defect| wanted(defect.name)) {
+        match plant(&copy, defect)? {
+            Some(runs) => writeln!(out, "found by run {runs:>5} of {RUNS}: {}", defect.name)?,
+            None => {
+                missed += 1;
+                writeln!(out, "not found in {RUNS} runs: {}", defect.name)?;
+            }
+        }
+        out.flush()?;
+    }
+    if missed > 0 {
+        return Err(io::Error::other(format!("{missed} planted defects were not found")));
+    }
+    Ok(())
+}
+
+/// Copies what git knows of; a build that was made of an earlier copy is used again.
+fn copy_sources(copy: &Path) -> io::Result<()> {
+    let list = output(Command::new("git").current_dir(root()).args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
+    for name in list.lines() {
+        let from = root().join(name);
+        let to = copy.join(name);
+        // A file that has been deleted and not committed is in the list.
+        let Ok(text) = std::fs::read(&from) else { continue };
+        if let Some(parent) = to.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        if std::fs::read(&to).ok().as_ref() != Some(&text) {
+            std::fs::write(&to, text)?;
+        }
+    }
+    Ok(())
+}
+
+/// How many runs it took to find the defect; `None` if it was not found. The copy is as before afterwards.
+fn plant(copy: &Path, defect: &Defect) -> io::Result<Option<u64>> {
+    let path: PathBuf = copy.join(defect.file);
+    let right = std::fs::read_to_string(&path)?;
+    if right.matches(defect.right).count() != 1 {
+        let message = format!("{}: the place to plant {:?} is not there once", defect.file, defect.name);
+        return Err(io::Error::other(message));
+    }
+    std::fs::write(&path, right.replace(defect.right, defect.wrong))?;
+    let result = Command::new(env!("CARGO"))
+        .current_dir(copy)
+        .env("CARGO_TARGET_DIR", root().join("target/canary/build"))
+        .args(["run", "--quiet", "-p", "xtask", "--", "sim", "--first-seed", "1"])
+        .args(["--runs", &RUNS.to_string()])
+        .output();
+    std::fs::write(&path, right)?;
+    let result = result?;
+    let errors = String::from_utf8_lossy(&result.stderr);
+    // `xtask: 1 of N runs failed`
+    let runs = errors.lines().find_map(|line| {
+        line.strip_prefix("xtask: ")?.split_once(" of ")?.1.split_once(" runs failed")?.0.parse().ok()
+    });
+    match runs {
+        None if !result.status.success() => Err(io::Error::other(format!("{}: {errors}", defect.name))),
+        runs => Ok(runs),
+    }
+}

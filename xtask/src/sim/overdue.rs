@@ -1,0 +1,133 @@
+//! What the loop must do in time, whether anything happens or not: close what stalls, idles or lingers, accept
+//! who waits, hand over messages.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use epoll_reactor::{ConnId, Timestamp};
+
+use super::failure::{Failure, demand};
+use super::plan::Plan;
+use super::scenario::{Loop, Scenario};
+use super::session::Session;
+
+/// Later than its time by more than this is too late, if turns were taken meanwhile: the clock may jump by ten
+/// seconds in one wait, a segment be on its way for three, and deadlines be put off for some turns.
+const SLACK: Duration = Duration::from_secs(15);
+const TURNS: u32 = 20;
+/// Turns in which no message is handed over although some wait.
+const MESSAGE_TURNS: u32 = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rule {
+    Stalled,
+    Idle,
+    Lingering,
+    NotAccepted,
+}
+
+/// Something that has not changed.
+#[derive(Debug)]
+struct Still {
+    what: (u64, u64, u64),
+    since: Timestamp,
+    turns: u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Overdue {
+    still: BTreeMap<(usize, Rule), Still>,
+    delivered: usize,
+    undelivered_turns: u32,
+}
+
+impl Overdue {
+    /// After a turn; `accepted` is how many messages had been accepted before it.
+    pub(crate) fn check<S: Scenario>(
+        &mut self,
+        plan: &Plan,
+        reactor: &mut Loop<S::Handler>,
+        sessions: &[Session<S::Talk>],
+        ids: &BTreeMap<usize, ConnId>,
+        accepted: usize,
+    ) -> Result<(), Failure> {
+        self.check_messages(reactor.handler().lives.delivered.len(), accepted)?;
+        let limits = reactor.ctx().limits().clone();
+        for (number, session) in sessions.iter().enumerate() {
+            let Some(&id) = ids.get(&number) else {
+                // One that has found no descriptors waits until there are some.
+                let waits = !session.is_over() && !session.is_ended() && !reactor.ctx().is_draining();
+                let waits = waits && session.address.as_tcp().is_some() && plan.faults.max_open == usize::MAX;
+                self.stands(
+                    number,
+                    Rule::NotAccepted,
+                    waits.then_some((0, 0, 0)),
+                    limits.accept_retry * 50,
+                    reactor,
+                )?;
+                continue;
+            };
+            let sent = S::sent_to(&reactor.handler().inner, id);
+            let received = reactor.handler().lives.life(id).map_or(0, |life| life.received);
+            let ctx = reactor.ctx();
+            let (open, there) = (ctx.is_open(id), ctx.peer_address(id).is_some());
+            let (queued, arrived) = (ctx.queued(id) as u64, session.heard_or_unread());
+            let stalled = (there && queued > 0).then_some((queued, arrived, sent));
+            let idle = open.then_some((received, arrived, sent));
+            let lingering = (there && !open && queued == 0).then_some((0, 0, 0));
+            self.stands(number, Rule::Stalled, stalled, limits.write_stall_timeout, reactor)?;
+            let idle_timeout = limits.idle_timeout.unwrap_or(Duration::MAX);
+            self.stands(
+                number,
+                Rule::Idle,
+                idle.filter(|_| limits.idle_timeout.is_some()),
+                idle_timeout,
+                reactor,
+            )?;
+            self.stands(number, Rule::Lingering, lingering, limits.linger_timeout, reactor)?;
+        }
+        Ok(())
+    }
+
+    fn check_messages(&mut self, delivered: usize, accepted: usize) -> Result<(), Failure> {
+        let none = self.delivered == delivered && accepted > delivered;
+        self.undelivered_turns = if none { self.undelivered_turns + 1 } else { 0 };
+        self.delivered = delivered;
+        let waiting = accepted.saturating_sub(delivered);
+        demand!(
+            self.undelivered_turns <= MESSAGE_TURNS,
+            "remote",
+            "{waiting} messages wait, and none is handed over"
+        );
+        Ok(())
+    }
+
+    /// `what` may stand as it is for `at_most`, if it is there at all.
+    fn stands<H: epoll_reactor::Handler>(
+        &mut self,
+        number: usize,
+        rule: Rule,
+        what: Option<(u64, u64, u64)>,
+        at_most: Duration,
+        reactor: &mut Loop<H>,
+    ) -> Result<(), Failure> {
+        let Some(what) = what else {
+            self.still.remove(&(number, rule));
+            return Ok(());
+        };
+        let now = reactor.handler().lives.now();
+        let still = self.still.entry((number, rule)).or_insert(Still { what, since: now, turns: 0 });
+        if still.what != what {
+            *still = Still { what, since: now, turns: 0 };
+        }
+        still.turns += 1;
+        let time = now - still.since;
+        demand!(
+            still.turns <= TURNS || time <= at_most.saturating_add(SLACK),
+            "overdue",
+            "session {number} is {rule:?} for {time:?} and {} turns, where {at_most:?} are allowed: {what:?}",
+            still.turns
+        );
+        Ok(())
+    }
+}
