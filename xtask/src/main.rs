@@ -5,6 +5,7 @@
 mod bench;
 mod canary;
 mod fuzz;
+mod million;
 mod process;
 #[allow(
     clippy::cast_possible_truncation,
@@ -37,6 +38,8 @@ enum Task {
     Canary(canary::Options),
     /// Give the codecs and the buffers input that a fuzzer makes up, by cargo-fuzz
     Fuzz(fuzz::Options),
+    /// Hold a million connections on the simulated kernel, and tell what each takes (cargo run --release -p xtask)
+    Million(million::Options),
     /// Run the loop and the protocols on a simulated kernel, with every fault it knows, from one seed after another
     Sim(sim::Options),
 }
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options, &mut std::io::stdout().lock()),
         Task::Canary(options) => canary::run(&options, &mut std::io::stdout().lock()),
         Task::Fuzz(options) => fuzz::run(&options, &mut std::io::stdout().lock()),
+        Task::Million(options) => million::run(&options, &mut std::io::stdout().lock()),
         Task::Sim(options) => sim::simulate(&options, &mut std::io::stdout().lock()),
     };
     match result {

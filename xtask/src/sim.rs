@@ -24,6 +24,7 @@ mod stage;
 #[cfg(test)]
 mod tests;
 mod voice;
+mod watchdog;
 mod watched;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -55,6 +56,7 @@ pub(crate) fn run(plan: &Plan) -> (Tally, Option<Broken>) {
 }
 
 fn run_as<S: Scenario>(plan: &Plan) -> (Tally, Option<Broken>) {
+    let _watching = watchdog::watch(plan);
     let sim = stage::world(plan);
     let start = sim.now();
     let mut callbacks = Vec::new();

@@ -11,9 +11,11 @@ use super::plan::Plan;
 use super::scenario::{Loop, Scenario};
 use super::session::Session;
 
-/// Later than its time by more than this is too late, if turns were taken meanwhile: the clock may jump by ten
-/// seconds in one wait, a segment be on its way for three, and deadlines be put off for some turns.
-const SLACK: Duration = Duration::from_secs(15);
+/// Later than its time by more than this is too late, if turns were taken meanwhile: a segment may be on its way
+/// for three seconds, and deadlines be put off for some turns.
+const SLACK: Duration = Duration::from_secs(4);
+/// The same where the clock may jump, by ten seconds in one wait.
+const JUMPING: Duration = Duration::from_secs(15);
 const TURNS: u32 = 20;
 /// Turns in which no message is handed over although some wait.
 const MESSAGE_TURNS: u32 = 3;
@@ -34,14 +36,20 @@ struct Still {
     turns: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Overdue {
     still: BTreeMap<(usize, Rule), Still>,
+    slack: Duration,
     delivered: usize,
     undelivered_turns: u32,
 }
 
 impl Overdue {
+    pub(crate) fn new(plan: &Plan) -> Self {
+        let slack = if plan.faults.jump > 0 { JUMPING } else { SLACK };
+        Self { still: BTreeMap::new(), slack, delivered: 0, undelivered_turns: 0 }
+    }
+
     /// After a turn; `accepted` is how many messages had been accepted before it.
     pub(crate) fn check<S: Scenario>(
         &mut self,
@@ -123,7 +131,7 @@ impl Overdue {
         still.turns += 1;
         let time = now - still.since;
         demand!(
-            still.turns <= TURNS || time <= at_most.saturating_add(SLACK),
+            still.turns <= TURNS || time <= at_most.saturating_add(self.slack),
             "overdue",
             "session {number} is {rule:?} for {time:?} and {} turns, where {at_most:?} are allowed: {what:?}",
             still.turns

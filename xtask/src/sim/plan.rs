@@ -100,6 +100,11 @@ impl Plan {
             (true, _) => Faults::swarm(rng.u64(..)).without_losses(),
             (false, _) => Faults::swarm(rng.u64(..)),
         };
+        if !gentle && rng.u8(0..3) == 0 {
+            // Full at once, for those who do not read.
+            faults.network.send_buffer = (2_048, 4_096);
+            faults.network.receive_buffer = (1_024, 4_096);
+        }
         if !gentle && rng.u8(0..8) == 0 {
             faults.max_open = rng.usize(6..20);
         }

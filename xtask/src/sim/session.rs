@@ -43,8 +43,10 @@ pub(crate) enum Ending {
     Leaves,
     /// Half-closes when its patience is over, whatever it was saying, and reads to the end.
     HalfCloses,
-    /// Does nothing any more.
+    /// Does nothing any more when its patience is over.
     Stalls,
+    /// Says everything, and reads nothing.
+    Deaf,
 }
 
 /// How a session has ended, as the client sees it.
@@ -91,7 +93,8 @@ impl<T: Talk> Session<T> {
     pub(crate) fn new(talk: T, peer: Peer, gentle: bool, rng: &mut Rng) -> Self {
         let ending = match rng.u8(0..16) {
             _ if gentle => Ending::Polite,
-            0..9 => Ending::Polite,
+            0..8 => Ending::Polite,
+            8 => Ending::Deaf,
             9 => Ending::Waits,
             10 => Ending::Resets,
             11 | 12 => Ending::Leaves,
@@ -175,7 +178,7 @@ impl<T: Talk> Session<T> {
                 false
             }
             Ending::Stalls => true,
-            Ending::Polite | Ending::Waits => false,
+            Ending::Polite | Ending::Waits | Ending::Deaf => false,
         }
     }
 
@@ -227,6 +230,9 @@ impl<T: Talk> Session<T> {
     }
 
     fn listen(&mut self, rng: &mut Rng) -> Result<(), Failure> {
+        if self.ending == Ending::Deaf {
+            return Ok(());
+        }
         let most = rng.usize(1..=self.earful * (1 + self.acts / 16));
         self.hear(most)?;
         Ok(())

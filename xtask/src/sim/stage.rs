@@ -92,7 +92,7 @@ impl<S: Scenario> Stage<S> {
             messages: 0,
             next_message: sim.now(),
             pace: Pace::new(sim),
-            overdue: Overdue::default(),
+            overdue: Overdue::new(plan),
             draining: false,
         })
     }
