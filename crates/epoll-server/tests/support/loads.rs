@@ -42,12 +42,22 @@ impl Stream {
         Ok(self.0.write_all(data)?)
     }
 
+    /// One read, made again if a signal of the test's own process (a child has ended) interrupts it.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, Cut> {
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => (),
+                result => return Ok(result?),
+            }
+        }
+    }
+
     /// Reads as many bytes as are expected; what comes must be they, even if not all come.
     fn expect(&mut self, expected: &[u8]) -> Life {
         let mut got = vec![0; expected.len()];
         let mut filled = 0;
         while filled < got.len() {
-            match self.0.read(&mut got[filled..])? {
+            match self.read(&mut got[filled..])? {
                 0 => return Err(Cut),
                 count => {
                     assert_same(&got[filled..filled + count], &expected[filled..filled + count]);
@@ -59,7 +69,7 @@ impl Stream {
     }
 
     fn expect_end(&mut self) -> Life {
-        assert_eq!(self.0.read(&mut [0; 64])?, 0, "bytes behind the last answer");
+        assert_eq!(self.read(&mut [0; 64])?, 0, "bytes behind the last answer");
         Ok(())
     }
 
@@ -108,7 +118,7 @@ fn answer(stream: &mut Stream, body: &[u8]) -> Life {
     let mut fields = Vec::new();
     while !fields.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        if stream.0.read(&mut byte)? == 0 {
+        if stream.read(&mut byte)? == 0 {
             return Err(Cut);
         }
         fields.extend(byte);
