@@ -22,11 +22,20 @@ pub(crate) struct Book {
     pub(crate) paused: bool,
     pub(crate) timer: Option<Timestamp>,
     pub(crate) deadline: Option<Timestamp>,
+    /// A send has said `Queued`, and no `on_drain` has come since.
+    pub(crate) drain_owed: bool,
+    /// How many have come.
+    pub(crate) drains: u64,
     pub(crate) eof: bool,
     pub(crate) reason: Option<CloseReason>,
 }
 
 impl Book {
+    /// The number of the `on_drain` that is owed, if one is.
+    pub(crate) fn owed_drain(&self) -> Option<u64> {
+        (self.drain_owed && !self.half_closed).then_some(self.drains)
+    }
+
     /// Whether the peer gets everything that was accepted, should it read to a clean end.
     pub(crate) fn ended_well(&self) -> bool {
         matches!(self.reason, Some(CloseReason::Local | CloseReason::PeerClosed))

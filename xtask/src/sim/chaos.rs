@@ -48,9 +48,9 @@ impl Chaos {
         self.books.get(&id).is_none_or(|book| book.paused)
     }
 
-    /// The timers that are set.
-    pub(crate) fn timers(&self) -> impl Iterator<Item = (ConnId, Timestamp)> {
-        self.open.iter().filter_map(|id| Some((*id, self.books.get(id)?.timer?)))
+    /// The books of what is open, or about to be.
+    pub(crate) fn open(&self) -> impl Iterator<Item = (ConnId, &Book)> {
+        self.open.iter().filter_map(|id| Some((*id, self.books.get(id)?)))
     }
 
     fn book(&mut self, id: ConnId) -> &mut Book {
@@ -67,7 +67,7 @@ impl Chaos {
         }
     }
 
-    /// A few things, to this connection or others.
+    /// A few things.
     fn act(&mut self, ctx: &mut Ctx, id: Option<ConnId>) {
         for _ in 0..self.rng.u8(0..4) {
             if let Some(target) = self.any_of(id) {
@@ -75,9 +75,7 @@ impl Chaos {
             }
         }
         if !self.gentle && self.rng.u16(0..500) == 0 {
-            if let Some(id) = id {
-                self.book(id).panicked = true;
-            }
+            id.into_iter().for_each(|id| self.book(id).panicked = true);
             resume_unwind(Box::new(Planned));
         }
     }
@@ -175,6 +173,7 @@ impl Chaos {
             let book = self.book(id);
             book.accepted += count as u64;
             book.budget -= count;
+            book.drain_owed |= matches!(outcome, SendOutcome::Queued);
         }
     }
 
@@ -290,6 +289,8 @@ impl Handler for Chaos {
     }
 
     fn on_drain(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut Heard) {
+        let book = self.book(id);
+        (book.drain_owed, book.drains) = (false, book.drains + 1);
         self.act(ctx, Some(id));
     }
 

@@ -28,7 +28,7 @@ enum Rule {
     NotAccepted,
 }
 
-/// Something that has not changed.
+/// Something that has not changed, and for how many turns it has been too late.
 #[derive(Debug)]
 struct Still {
     what: (u64, u64, u64),
@@ -123,18 +123,18 @@ impl Overdue {
             self.still.remove(&(number, rule));
             return Ok(());
         };
-        let now = reactor.handler().lives.now();
+        // What began in a turn began at its end, for all that is known, and is too late once a turn has begun.
+        let (began, now) = (reactor.handler().lives.now(), reactor.ctx().now());
         let still = self.still.entry((number, rule)).or_insert(Still { what, since: now, turns: 0 });
         if still.what != what {
             *still = Still { what, since: now, turns: 0 };
         }
-        still.turns += 1;
-        let time = now - still.since;
+        let time = began - still.since;
+        still.turns += u32::from(time > at_most.saturating_add(self.slack));
         demand!(
-            still.turns <= TURNS || time <= at_most.saturating_add(self.slack),
+            still.turns <= TURNS,
             "overdue",
-            "session {number} is {rule:?} for {time:?} and {} turns, where {at_most:?} are allowed: {what:?}",
-            still.turns
+            "session {number} is {rule:?} for {time:?}, where {at_most:?} are allowed: {what:?}"
         );
         Ok(())
     }

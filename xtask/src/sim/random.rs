@@ -8,11 +8,11 @@ use fastrand::Rng;
 
 use super::chaos::Chaos;
 use super::failure::{Failure, demand};
-use super::lives::Life;
 use super::plan::{Plan, magnitude};
 use super::scenario::{Aftermath, Loop, Scenario};
 use super::session::{End, Session, Talk};
 use super::voice::{self, Ear};
+use super::watched::Watched;
 
 /// Says its own stream, and hears that of one connection.
 pub(crate) struct Visitor {
@@ -61,11 +61,14 @@ pub(crate) struct Bedlam {
     rng: Rng,
     servers: Vec<PeerListener>,
     hosted: Vec<Session<Visitor>>,
-    /// Timers that were due before the last turn began, and for how many turns.
-    late: BTreeMap<ConnId, (Timestamp, u32)>,
+    /// What was owed when the last turn began, and for how many turns.
+    owed: BTreeMap<ConnId, (Owed, u32)>,
 }
 
-/// Turns that a timer may be late by: the loop puts them off while it does not know of all events.
+/// A timer and a deadline that are due, and an `on_drain` by its number.
+type Owed = (Option<Timestamp>, Option<Timestamp>, Option<u64>);
+
+/// Turns that it may be late by: the loop puts timers off while it does not know of all events.
 const LATE_TURNS: u32 = 10;
 
 impl Scenario for Bedlam {
@@ -81,7 +84,7 @@ impl Scenario for Bedlam {
             rng: plan.chance(2),
             servers: servers.collect(),
             hosted: Vec::new(),
-            late: BTreeMap::new(),
+            owed: BTreeMap::new(),
         }
     }
 
@@ -136,20 +139,7 @@ impl Scenario for Bedlam {
         }
         let chaos = &reactor.handler().inner;
         demand!(chaos.violations.is_empty(), "random handler", "{:?}", chaos.violations);
-        let timers: Vec<(ConnId, Timestamp)> = chaos.timers().collect();
-        let lives = &reactor.handler().lives;
-        let began = lives.now();
-        // Until an outbound connection is made nothing can be told of it.
-        let due = timers.into_iter().filter(|(id, at)| *at <= began && lives.life(*id).is_some());
-        let due: Vec<_> = due.collect();
-        let ctx = reactor.ctx();
-        let before = std::mem::take(&mut self.late);
-        for (id, at) in due.into_iter().filter(|(id, _)| ctx.is_open(*id)) {
-            let turns = before.get(&id).filter(|(late, _)| *late == at).map_or(1, |(_, turns)| turns + 1);
-            demand!(turns <= LATE_TURNS, "timer", "that of {id}, due at {at:?}, has not fired by {began:?}");
-            self.late.insert(id, (at, turns));
-        }
-        Ok(())
+        self.check_owed(reactor)
     }
 
     fn hear_the_rest(&mut self) -> Result<usize, Failure> {
@@ -161,12 +151,11 @@ impl Scenario for Bedlam {
     }
 
     fn finish(&mut self, chaos: &Chaos, all: &Aftermath<'_, Visitor>) -> Result<(), Failure> {
-        let known: BTreeMap<u64, &Life> = all.lives.iter().map(|life| (life.id.as_u64(), life)).collect();
         for (number, session) in all.sessions.iter().chain(&self.hosted).enumerate() {
             let Some(speaker) = session.talk.ear.speaker() else { continue };
             let id = ConnId::from_u64(speaker);
             demand!(
-                known.contains_key(&speaker),
+                chaos.books.contains_key(&id),
                 "output",
                 "session {number} heard {id}, whom nobody opened"
             );
@@ -176,6 +165,40 @@ impl Scenario for Bedlam {
             let reason = life.and_then(|life| life.closed).map(|(reason, _)| reason);
             let fine = matches!(reason, None | Some(CloseReason::Local | CloseReason::PeerClosed));
             demand!(fine || !all.gentle, "lost client", "session {number}: {reason:?}");
+        }
+        Ok(())
+    }
+}
+
+impl Bedlam {
+    /// Timers that are due, deadlines that have passed and `on_drain`s that are owed come within a few turns.
+    fn check_owed(&mut self, reactor: &mut Loop<Chaos>) -> Result<(), Failure> {
+        let Watched { inner: chaos, lives } = reactor.handler();
+        let began = lives.now();
+        // Until an outbound connection is made nothing can be told of it.
+        let told = chaos.open().filter(|(id, _)| lives.life(*id).is_some());
+        let owed: Vec<_> = told
+            .map(|(id, book)| {
+                let due = |at: Option<Timestamp>| at.filter(|at| *at <= began);
+                (id, due(book.timer), due(book.deadline), book.owed_drain())
+            })
+            .collect();
+        let ctx = reactor.ctx();
+        let before = std::mem::take(&mut self.owed);
+        for (id, timer, deadline, drain) in owed.into_iter().filter(|(id, ..)| ctx.is_open(*id)) {
+            // Where reading was paused below the low water mark, the next write decides.
+            let drain = drain.filter(|_| ctx.queued(id) == 0);
+            if timer.is_none() && deadline.is_none() && drain.is_none() {
+                continue;
+            }
+            let what = (timer, deadline, drain);
+            let turns = before.get(&id).filter(|(owed, _)| *owed == what).map_or(1, |(_, turns)| turns + 1);
+            demand!(
+                turns <= LATE_TURNS,
+                "owed",
+                "{id}, in a turn that began at {began:?}: a timer {timer:?}, a deadline {deadline:?}, on_drain {drain:?}"
+            );
+            self.owed.insert(id, (what, turns));
         }
         Ok(())
     }

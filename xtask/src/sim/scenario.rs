@@ -6,7 +6,7 @@ use epoll_reactor::{Address, ConnId, Handler, Limits, Reactor};
 use fastrand::Rng;
 
 use super::failure::Failure;
-use super::lives::{Life, Lives};
+use super::lives::Life;
 use super::plan::Plan;
 use super::session::{End, Session, Talk};
 use super::watched::Watched;
@@ -79,7 +79,6 @@ pub(crate) trait Scenario: Sized {
 
 /// What is left when the loop has stopped.
 pub(crate) struct Aftermath<'a, T> {
-    pub(crate) lives: &'a Lives,
     pub(crate) sessions: &'a [Session<T>],
     /// The life of each session, where it is known. One that was open when the loop was dropped has no end.
     pub(crate) lives_of: Vec<Option<&'a Life>>,

@@ -288,12 +288,8 @@ impl<S: Scenario> Stage<S> {
     fn finish(&mut self) -> Result<(), Failure> {
         let Watched { inner, lives } = self.reactor.handler();
         let lives_of = (0..self.sessions.len()).map(|number| lives.life(*self.ids.get(&number)?));
-        let all = Aftermath {
-            lives,
-            sessions: &self.sessions,
-            lives_of: lives_of.collect(),
-            gentle: self.plan.gentle,
-        };
+        let all =
+            Aftermath { sessions: &self.sessions, lives_of: lives_of.collect(), gentle: self.plan.gentle };
         check_sessions(&all)?;
         if self.plan.gentle {
             for (number, session, life) in all.each() {
