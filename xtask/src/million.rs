@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use epoll_protocols::Echo;
 use epoll_reactor::sim::{Faults, Peer, Sim};
-use epoll_reactor::{Address, Interest, Kernel, Limits, ListenOptions, Reactor};
+use epoll_reactor::{Address, Events, Interest, Kernel, Limits, ListenOptions, Reactor};
 
 use crate::process::output;
 
@@ -83,6 +83,7 @@ fn bare(sim: &Sim, address: &Address, connections: usize) -> io::Result<u64> {
     let kernel = sim.kernel();
     let listener = kernel.listen(address, &ListenOptions::default())?;
     let (mut peers, mut accepted) = (Vec::with_capacity(connections), Vec::with_capacity(connections));
+    let mut events = Events::with_capacity(BATCH);
     while peers.len() < connections {
         connect(sim, address, &mut peers)?;
         while accepted.len() < peers.len() {
@@ -90,6 +91,7 @@ fn bare(sim: &Sim, address: &Address, connections: usize) -> io::Result<u64> {
             kernel.add(&fd, Interest::Stream, accepted.len() as u64)?;
             accepted.push(fd);
         }
+        kernel.wait(&mut events, Some(Duration::ZERO))?;
     }
     // The descriptors are the kernel's, and are taken off; the list of them is not the reactor's.
     resident()

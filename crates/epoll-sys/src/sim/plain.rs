@@ -64,7 +64,7 @@ impl World {
 
     /// Injected, or because there are `max_open` already.
     pub(super) fn check_descriptor_room(&mut self) -> Result<(), Errno> {
-        let open = self.numbers.iter().flatten().count();
+        let open = self.numbers.len() - self.free_numbers.len();
         if open >= self.faults.max_open || self.strikes(Fault::Emfile) {
             return Err(Errno::EMFILE);
         }
@@ -76,7 +76,7 @@ impl World {
 
     /// Gives `key` the lowest free number. The first is 3.
     pub(super) fn open(&mut self, key: Key) {
-        let place = self.numbers.iter().position(Option::is_none).unwrap_or(self.numbers.len());
+        let place = self.free_numbers.pop_first().unwrap_or(self.numbers.len());
         match self.numbers.get_mut(place) {
             Some(free) => *free = Some(key),
             None => self.numbers.push(Some(key)),
@@ -97,13 +97,13 @@ impl World {
         if self.unwatch_all(key) {
             self.violation(key, "closed without having been deleted from its epoll instance");
         }
-        for number in &mut self.numbers {
-            if *number == Some(key) {
-                *number = None;
-            }
-        }
         let Some(object) = self.objects.get_mut(key) else { return };
-        object.number = None;
+        if let Some(place) = object.number.take().and_then(|number| usize::try_from(number - 3).ok())
+            && let Some(taken) = self.numbers.get_mut(place)
+        {
+            *taken = None;
+            self.free_numbers.insert(place);
+        }
         match &object.kind {
             Kind::Stream(_) => self.close_stream(key, true),
             Kind::Listener(_) => self.close_listener(key),

@@ -1,7 +1,7 @@
 //! Everything there is in one simulated world, its clock, and its agenda of what is to happen.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
@@ -27,6 +27,8 @@ pub(super) struct World {
     pub(super) record: Record,
     /// The open descriptors: the lowest free number is the next one, as in Linux.
     pub(super) numbers: Vec<Option<Key>>,
+    /// The places in `numbers` that are free.
+    pub(super) free_numbers: BTreeSet<usize>,
     /// Signals that nobody has read yet, as bits.
     pub(super) signals: u8,
     /// The call that was last interrupted, if no other was made since.
@@ -93,6 +95,7 @@ impl World {
             names: Names::default(),
             record: Record::new(),
             numbers: Vec::new(),
+            free_numbers: BTreeSet::new(),
             signals: 0,
             interrupted: None,
             now: Self::START,
