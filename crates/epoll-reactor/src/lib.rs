@@ -83,8 +83,9 @@ pub use ctx::Ctx;
 #[cfg(feature = "sim")]
 pub use epoll_sys::sim;
 pub use epoll_sys::{
-    Address, ConnectProgress, Errno, Event, Events, Interest, Kernel, Linux, ListenOptions, OpenFileLimit,
-    Readiness, Signal, Timestamp, block_signals, raise_open_file_limit,
+    Address, ConnectProgress, Directory, DirectoryEntry, EntryKind, Errno, Event, Events, Interest, Kernel,
+    Linux, ListenOptions, Lookup, OpenFileLimit, Readiness, Signal, Timestamp, block_signals, entries,
+    raise_open_file_limit, read_cached,
 };
 pub use handler::{CloseReason, Handler, Source};
 pub use limits::{Limits, LimitsError, PanicPolicy};

@@ -4,6 +4,8 @@
 //! a simulated one can take its place, so that everything above this crate runs the same on both: the module
 //! `sim`, with the feature of that name.
 //!
+//! Files are beside it, for whoever serves them: [`Directory`] opens what lies beneath it and nothing else.
+//!
 //! What this crate never does: it keeps no connection state, makes no policy and never retries. Each
 //! method is one step of the kernel, and its documentation lists the errors and what the caller owes for
 //! each; [`reaction`] is that list as one table.
@@ -11,6 +13,7 @@
 //! It is the only crate of the workspace that depends on `nix` or may hold `unsafe`.
 
 mod address;
+mod beneath;
 mod errno;
 mod event;
 mod kernel;
@@ -21,6 +24,7 @@ pub mod sim;
 mod time;
 
 pub use address::Address;
+pub use beneath::{Directory, DirectoryEntry, EntryKind, Lookup, entries, read_cached};
 pub use errno::{Call, Errno, Reaction, reaction};
 pub use event::{Event, Events, Interest, Readiness};
 pub use kernel::{ConnectProgress, Kernel, ListenOptions, Signal};
