@@ -59,6 +59,7 @@ mod close;
 mod connect;
 mod connection;
 mod ctx;
+mod file;
 mod flush;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -84,8 +85,9 @@ pub use ctx::Ctx;
 pub use epoll_sys::sim;
 pub use epoll_sys::{
     Address, ConnectProgress, Errno, Event, Events, Interest, Kernel, Linux, ListenOptions, OpenFileLimit,
-    Readiness, Signal, Timestamp, block_signals, raise_open_file_limit,
+    Readiness, Signal, Then, Timestamp, block_signals, raise_open_file_limit,
 };
+pub use file::FileSlice;
 pub use handler::{CloseReason, Handler, Source};
 pub use limits::{Limits, LimitsError, PanicPolicy};
 pub use output::SendOutcome;

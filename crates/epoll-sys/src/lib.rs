@@ -23,7 +23,7 @@ mod time;
 pub use address::Address;
 pub use errno::{Call, Errno, Reaction, reaction};
 pub use event::{Event, Events, Interest, Readiness};
-pub use kernel::{ConnectProgress, Kernel, ListenOptions, Signal};
+pub use kernel::{ConnectProgress, Kernel, ListenOptions, Signal, Then};
 pub use linux::Linux;
 pub use process::{OpenFileLimit, block_signals, raise_open_file_limit};
 pub use time::Timestamp;

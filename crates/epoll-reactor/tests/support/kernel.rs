@@ -2,12 +2,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use epoll_reactor::{Address, ConnId, Errno, Interest, Kernel, Linux, ListenOptions, Signal, Timestamp};
+use epoll_reactor::{
+    Address, ConnId, Errno, Interest, Kernel, Linux, ListenOptions, Signal, Then, Timestamp,
+};
 use epoll_sys::{ConnectProgress, Events};
 
 use super::PATIENCE;
@@ -24,6 +27,7 @@ pub(crate) enum Method {
     Recv,
     Send,
     Writev,
+    Sendfile,
     ShutdownWrite,
     Read,
     Write,
@@ -238,14 +242,22 @@ impl Kernel for TestKernel {
         }
     }
 
-    fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>], then: Then) -> Result<usize, Errno> {
         match self.controls.called(Method::Writev, Some(socket)) {
             Some(Fault::Error(errno)) => Err(errno),
             Some(Fault::Short(most)) => {
                 let whole: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
                 self.linux.send(socket, &whole[..most.min(whole.len())])
             }
-            None => self.linux.writev(socket, pieces),
+            None => self.linux.writev(socket, pieces, then),
+        }
+    }
+
+    fn sendfile(&self, socket: &OwnedFd, file: &File, offset: u64, count: usize) -> Result<usize, Errno> {
+        match self.controls.called(Method::Sendfile, Some(socket)) {
+            Some(Fault::Error(errno)) => Err(errno),
+            Some(Fault::Short(most)) => self.linux.sendfile(socket, file, offset, most.min(count)),
+            None => self.linux.sendfile(socket, file, offset, count),
         }
     }
 
