@@ -58,6 +58,10 @@ pub(crate) struct Controls {
     tokens: RefCell<BTreeMap<RawFd, u64>>,
     /// Set: the time stands still there.
     stopped_clock: Cell<Option<Timestamp>>,
+    /// Readings of the monotonic clock.
+    pub(crate) clock_readings: Cell<usize>,
+    /// What followed each `writev`, as the loop said.
+    pub(crate) followed: RefCell<Vec<Then>>,
     pub(crate) last_timeout: Cell<Option<Duration>>,
     /// Keep a duplicate of each accepted descriptor, and let its events go on: what a forked child would do.
     pub(crate) hold_duplicates: Cell<bool>,
@@ -78,9 +82,9 @@ impl Controls {
         }
     }
 
-    /// Writes to connected sockets, of either kind.
+    /// Writes to connected sockets, of any kind.
     pub(crate) fn writes(&self) -> usize {
-        self.count(Method::Send) + self.count(Method::Writev)
+        self.count(Method::Send) + self.count(Method::Writev) + self.count(Method::Sendfile)
     }
 
     /// The next `times` calls of `method` fail.
@@ -97,6 +101,7 @@ impl Controls {
     pub(crate) fn shorten_writes(&self, id: ConnId, most: usize, times: usize) {
         self.add_rule(Method::Send, Some(id), Fault::Short(most), times);
         self.add_rule(Method::Writev, Some(id), Fault::Short(most), times);
+        self.add_rule(Method::Sendfile, Some(id), Fault::Short(most), times);
     }
 
     /// All is well again.
@@ -166,6 +171,7 @@ impl Kernel for TestKernel {
     type Fd = OwnedFd;
 
     fn now(&self) -> Timestamp {
+        self.controls.clock_readings.set(self.controls.clock_readings.get() + 1);
         self.controls.stopped_clock.get().unwrap_or_else(|| self.linux.now())
     }
 
@@ -243,6 +249,7 @@ impl Kernel for TestKernel {
     }
 
     fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>], then: Then) -> Result<usize, Errno> {
+        self.controls.followed.borrow_mut().push(then);
         match self.controls.called(Method::Writev, Some(socket)) {
             Some(Fault::Error(errno)) => Err(errno),
             Some(Fault::Short(most)) => {
