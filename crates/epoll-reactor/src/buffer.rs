@@ -5,6 +5,9 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::Bytes;
+use epoll_sys::Then;
+
+use crate::file::FileSlice;
 
 /// Pieces handed to one writev: enough to keep system calls few, few enough for the stack.
 pub(crate) const PIECES_PER_WRITE: usize = 64;
@@ -15,6 +18,9 @@ const SEGMENT: usize = 16 * 1024;
 /// Shared data up to this size is copied all the same: that costs less than a piece of its own, and keeps the room
 /// that pieces take in proportion to the data.
 pub(crate) const SMALL: usize = 64;
+
+/// What a part of a file counts for: its place in a queue, and not what it names.
+pub(crate) const FILE_CHARGE: usize = 64;
 
 /// A queue returned to the pool keeps room for at most this many pieces, and a segment of at most this size.
 const POOLED_PIECES: usize = 64;
@@ -89,13 +95,17 @@ enum Chunk {
     Copied(Vec<u8>),
     /// A reference to what others may hold too, and what it counts for here.
     Shared(Bytes, usize),
+    /// What is left of a part of a file. Its length fits a `usize`.
+    File(FileSlice),
 }
 
 impl Chunk {
-    fn as_slice(&self) -> &[u8] {
+    /// The bytes, if they are in memory.
+    fn as_slice(&self) -> Option<&[u8]> {
         match self {
-            Self::Copied(bytes) => bytes,
-            Self::Shared(bytes, _) => bytes,
+            Self::Copied(bytes) => Some(bytes),
+            Self::Shared(bytes, _) => Some(bytes),
+            Self::File(_) => None,
         }
     }
 
@@ -103,20 +113,31 @@ impl Chunk {
         match self {
             Self::Copied(bytes) => bytes.len(),
             Self::Shared(_, charge) => *charge,
+            Self::File(_) => FILE_CHARGE,
         }
     }
 }
 
+/// What is to be written next.
+#[derive(Debug)]
+pub(crate) enum Front {
+    /// So many pieces in memory, and what follows them.
+    Pieces(usize, Then),
+    /// A part of a file.
+    File(FileSlice),
+}
+
 /// Output in the order it was sent, as pieces that are never moved.
 ///
-/// Invariants: no piece is empty; `written` is less than the length of the first piece; `len` is the sum of
-/// the lengths less `written`; `charge` is the sum of what the pieces count for, in whole pieces, since a
-/// piece that is partly written is still held whole.
+/// Invariants: no piece is empty; `written` is less than the length of the first piece, and 0 if that is a file's;
+/// `len` is the sum of the lengths less `written`; `in_files` is the part of it that is no memory; `charge` is the
+/// sum of what the pieces count for, in whole pieces, since a piece that is partly written is still held whole.
 #[derive(Debug, Default)]
 pub(crate) struct OutputQueue {
     chunks: VecDeque<Chunk>,
     written: usize,
     len: usize,
+    in_files: usize,
     charge: usize,
     /// An empty segment that has been written, for the next copy.
     spare: Vec<u8>,
@@ -125,6 +146,11 @@ pub(crate) struct OutputQueue {
 impl OutputQueue {
     pub(crate) const fn len(&self) -> usize {
         self.len
+    }
+
+    /// How much of it is in memory.
+    pub(crate) const fn in_memory(&self) -> usize {
+        self.len - self.in_files
     }
 
     /// What it counts for against the loop's memory limit.
@@ -159,29 +185,66 @@ impl OutputQueue {
         }
     }
 
-    /// The pieces to write next, as many as `slices` has room for.
-    pub(crate) fn gather<'queue>(&'queue self, slices: &mut [IoSlice<'queue>]) -> usize {
-        let mut skip = self.written;
-        let mut count = 0;
-        for (slot, chunk) in slices.iter_mut().zip(&self.chunks) {
-            *slot = IoSlice::new(chunk.as_slice().get(skip..).unwrap_or_default());
+    /// The caller sees to it that the sum of all lengths fits a `usize`.
+    pub(crate) fn push_file(&mut self, slice: FileSlice) {
+        let length = usize::try_from(slice.length).unwrap_or(usize::MAX);
+        if length > 0 {
+            self.len += length;
+            self.in_files += length;
+            self.charge += FILE_CHARGE;
+            self.chunks.push_back(Chunk::File(slice));
+        }
+    }
+
+    /// What to write next, at most `most` bytes of it: of a file, or the pieces before one, as many as `slices` has
+    /// room for.
+    pub(crate) fn front<'queue>(&'queue self, slices: &mut [IoSlice<'queue>], most: usize) -> Front {
+        if let Some(Chunk::File(slice)) = self.chunks.front() {
+            return Front::File(FileSlice { length: slice.length.min(most as u64), ..slice.clone() });
+        }
+        let (mut skip, mut left, mut count) = (self.written, most, 0);
+        for slot in slices {
+            let Some(bytes) = self.chunks.get(count).and_then(Chunk::as_slice).filter(|_| left > 0) else {
+                break;
+            };
+            let piece = bytes.get(skip..).unwrap_or_default();
+            let piece = piece.get(..left).unwrap_or(piece);
+            *slot = IoSlice::new(piece);
             skip = 0;
+            left -= piece.len();
             count += 1;
         }
-        count
+        // A file that has to wait for the next turn does not follow at once.
+        let file_follows = left > 0 && matches!(self.chunks.get(count), Some(Chunk::File(_)));
+        Front::Pieces(count, if file_follows { Then::More } else { Then::Nothing })
     }
 
     /// Removes the first `count` bytes: the kernel has taken them.
     pub(crate) fn advance(&mut self, count: usize) {
-        let count = count.min(self.len);
-        self.len -= count;
-        let mut taken = self.written + count;
-        while let Some(first) = self.chunks.front() {
-            let length = first.as_slice().len();
-            if taken < length {
+        let mut left = count.min(self.len);
+        self.len -= left;
+        while let Some(first) = self.chunks.front_mut() {
+            let (whole, taken) = match first {
+                Chunk::File(slice) => {
+                    let part = slice.length.min(left as u64);
+                    slice.offset = slice.offset.saturating_add(part);
+                    slice.length -= part;
+                    // At most `left`.
+                    let part = usize::try_from(part).unwrap_or(left);
+                    self.in_files -= part;
+                    (slice.length == 0, part)
+                }
+                Chunk::Copied(_) | Chunk::Shared(..) => {
+                    let rest = first.as_slice().map_or(0, <[u8]>::len) - self.written;
+                    let part = rest.min(left);
+                    self.written = if part == rest { 0 } else { self.written + part };
+                    (part == rest, part)
+                }
+            };
+            left -= taken;
+            if !whole {
                 break;
             }
-            taken -= length;
             self.charge -= first.charge();
             if let Some(Chunk::Copied(mut segment)) = self.chunks.pop_front()
                 && segment.capacity() <= POOLED_SEGMENT
@@ -190,7 +253,6 @@ impl OutputQueue {
                 self.spare = segment;
             }
         }
-        self.written = taken;
     }
 }
 
@@ -217,6 +279,7 @@ impl QueuePool {
             queue.chunks.clear();
             queue.written = 0;
             queue.len = 0;
+            queue.in_files = 0;
             queue.charge = 0;
             self.queues.push(queue);
         }
@@ -225,6 +288,8 @@ impl QueuePool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -235,31 +300,95 @@ mod tests {
         }
     }
 
-    fn contents(queue: &OutputQueue) -> Vec<u8> {
-        let mut slices = vec![IoSlice::new(&[]); queue.pieces()];
-        let count = queue.gather(&mut slices);
-        assert_eq!(count, queue.pieces());
-        assert!(slices.iter().all(|slice| !slice.is_empty()), "an empty piece");
-        slices.iter().flat_map(|slice| slice.iter().copied()).collect()
+    fn slice(offset: u64, length: u64) -> FileSlice {
+        FileSlice { file: Arc::new(tempfile::tempfile().unwrap()), offset, length }
+    }
+
+    /// A byte on its way out: one in memory, or the place of one in a file.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Byte {
+        Memory(u8),
+        File(u64),
+    }
+
+    /// Everything that is in `queue`, as it would be written, `most` bytes at a time; empties it.
+    fn written_out(mut queue: OutputQueue, most: usize) -> Vec<Byte> {
+        let mut bytes = Vec::new();
+        while queue.len() > 0 {
+            let mut slices = [IoSlice::new(&[]); 3];
+            let count = match queue.front(&mut slices, most) {
+                Front::File(slice) => {
+                    bytes.extend((slice.offset..slice.offset + slice.length).map(Byte::File));
+                    usize::try_from(slice.length).unwrap()
+                }
+                Front::Pieces(count, then) => {
+                    let slices = &slices[..count];
+                    assert!(count > 0 && slices.iter().all(|slice| !slice.is_empty()), "an empty piece");
+                    let taken: usize = slices.iter().map(|slice| slice.len()).sum();
+                    let whole = queue.chunks.iter().take(count).map(|it| it.as_slice().unwrap().len());
+                    let file_next = matches!(queue.chunks.get(count), Some(Chunk::File(_)));
+                    let all = taken == whole.sum::<usize>() - queue.written;
+                    assert_eq!(then == Then::More, file_next && all && taken < most);
+                    bytes.extend(slices.iter().flat_map(|slice| slice.iter().copied()).map(Byte::Memory));
+                    taken
+                }
+            };
+            assert!(count > 0 && count <= most, "{count} bytes, at most {most}");
+            queue.advance(count);
+        }
+        assert_eq!((queue.charge(), queue.in_memory(), queue.pieces(), queue.written), (0, 0, 0, 0));
+        bytes
+    }
+
+    /// The same queue again, to be emptied.
+    fn copy_of(queue: &OutputQueue) -> OutputQueue {
+        let chunks = queue.chunks.iter().map(|chunk| match chunk {
+            Chunk::Copied(bytes) => Chunk::Copied(bytes.clone()),
+            Chunk::Shared(bytes, charge) => Chunk::Shared(bytes.clone(), *charge),
+            Chunk::File(slice) => Chunk::File(slice.clone()),
+        });
+        OutputQueue { chunks: chunks.collect(), spare: Vec::new(), ..*queue }
     }
 
     proptest! {
-        /// Every interleaving of copied and shared pieces with writes of every size keeps the bytes in order.
+        /// Every interleaving of copied and shared pieces and files with writes of every size keeps the bytes in order.
         #[test]
-        fn the_queue_is_a_byte_stream(steps in prop::collection::vec((0..3u8, 0..40usize), 1..60)) {
+        fn the_queue_is_a_byte_stream(
+            steps in prop::collection::vec((0..4u8, 0..40usize), 1..60),
+            most in 1..100usize,
+        ) {
+            let file = slice(0, 0);
             let mut queue = OutputQueue::default();
-            let mut model: VecDeque<u8> = VecDeque::new();
-            let mut next = 0u8;
+            let mut model: VecDeque<Byte> = VecDeque::new();
+            let (mut next, mut offset) = (0u8, 0);
             for (kind, size) in steps {
-                let data: Vec<u8> = (0..size).map(|_| { next = next.wrapping_add(1); next }).collect();
+                let mut bytes = || -> Vec<u8> {
+                    (0..size).map(|_| { next = next.wrapping_add(1); next }).collect()
+                };
                 match kind {
-                    0 => { queue.push_copy(&data); model.extend(&data); }
-                    1 => { queue.push_shared(Bytes::from(data.clone()), 1); model.extend(&data); }
+                    0 => {
+                        let data = bytes();
+                        queue.push_copy(&data);
+                        model.extend(data.into_iter().map(Byte::Memory));
+                    }
+                    1 => {
+                        // Half of them too long to be copied.
+                        let data = bytes().repeat(3);
+                        queue.push_shared(Bytes::from(data.clone()), 1);
+                        model.extend(data.into_iter().map(Byte::Memory));
+                    }
+                    2 => {
+                        let length = size as u64;
+                        queue.push_file(FileSlice { offset, length, ..file.clone() });
+                        model.extend((offset..offset + length).map(Byte::File));
+                        offset += length + 1;
+                    }
                     _ => { queue.advance(size); model.drain(..size.min(model.len())); }
                 }
-                prop_assert_eq!(queue.len(), model.len());
+                let in_memory = model.iter().filter(|byte| matches!(byte, Byte::Memory(_))).count();
+                prop_assert_eq!((queue.len(), queue.in_memory()), (model.len(), in_memory));
                 prop_assert_eq!(queue.charge(), queue.chunks.iter().map(Chunk::charge).sum::<usize>());
-                prop_assert_eq!(contents(&queue), Vec::from_iter(model.iter().copied()));
+                prop_assert_eq!(written_out(copy_of(&queue), most), Vec::from_iter(model.iter().copied()));
             }
         }
 
@@ -293,7 +422,7 @@ mod tests {
         let shared = Bytes::from(vec![7; 100]);
         queue.push_shared(shared.clone(), 100);
         let mut slices = [IoSlice::new(&[]); 2];
-        queue.gather(&mut slices);
+        assert!(matches!(queue.front(&mut slices, usize::MAX), Front::Pieces(2, Then::Nothing)));
         assert_eq!(slices[1].as_ptr(), shared.as_ptr());
     }
 
@@ -305,6 +434,30 @@ mod tests {
             queue.push_shared(Bytes::from_static(&[0; SMALL + 1]), SMALL + 1);
         }
         assert!(queue.pieces() * size_of::<Chunk>() <= 2 * queue.len());
+        assert!(size_of::<Chunk>() <= FILE_CHARGE, "or the parts of files take more than they count for");
+    }
+
+    #[test]
+    fn the_pool_keeps_no_file_open() {
+        let mut pool = QueuePool::default();
+        let kept = slice(0, 1 << 40);
+        let mut queue = pool.take();
+        queue.push_file(kept.clone());
+        queue.advance(1);
+        pool.put(queue);
+        assert_eq!(Arc::strong_count(&kept.file), 1);
+        let queue = pool.take();
+        assert_eq!((queue.len(), queue.in_memory(), queue.charge()), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_file_that_has_been_sent_is_not_kept_open() {
+        let mut queue = OutputQueue::default();
+        let kept = slice(7, 100);
+        queue.push_file(kept.clone());
+        queue.push_copy(b"tail");
+        queue.advance(100);
+        assert_eq!((Arc::strong_count(&kept.file), queue.len(), queue.in_memory()), (1, 4, 4));
     }
 
     #[test]

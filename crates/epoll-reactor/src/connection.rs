@@ -51,6 +51,8 @@ pub(crate) struct Connection {
     pub(crate) again: bool,
     /// Close with an RST.
     pub(crate) reset_on_close: bool,
+    /// It was given its budget of output in this turn, and goes on with the ready list in the next one.
+    pub(crate) budget_spent: bool,
     /// It is in the list of that name, once.
     pub(crate) in_ready: bool,
     pub(crate) in_dirty: bool,
@@ -122,6 +124,7 @@ impl Connection {
             drain_due: false,
             again: false,
             reset_on_close: false,
+            budget_spent: false,
             in_ready: false,
             in_dirty: false,
             input: None,
@@ -170,6 +173,11 @@ impl Connection {
         self.output.as_ref().map_or(0, |queue| queue.len())
     }
 
+    /// What of its output is not in files.
+    pub(crate) fn output_in_memory(&self) -> usize {
+        self.output.as_ref().map_or(0, |queue| queue.in_memory())
+    }
+
     /// What it counts for against the loop's limit.
     pub(crate) fn memory(&self) -> usize {
         let input = self.input.as_ref().map_or(0, |tail| tail.held());
@@ -180,7 +188,7 @@ impl Connection {
     /// The memory that would be free without it, at most: data that others wait for too is freed with the last of
     /// them, and counts for each that waits.
     pub(crate) fn keeps_from_being_freed(&self) -> usize {
-        let shared = self.output.as_ref().map_or(0, |queue| queue.len().saturating_sub(queue.charge()));
+        let shared = self.output.as_ref().map_or(0, |queue| queue.in_memory().saturating_sub(queue.charge()));
         self.memory() + shared
     }
 

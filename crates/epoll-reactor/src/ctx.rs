@@ -374,9 +374,10 @@ impl Ctx {
             let (queued, held) = (connection.queued(), connection.held);
             sum += connection.output.as_ref().map_or(0, |queue| queue.charge());
             sum += held + connection.input.as_ref().map_or(0, |tail| tail.held());
-            if queued > self.limits.output {
+            let in_memory = connection.output_in_memory();
+            if in_memory > self.limits.output {
                 return Err(format!(
-                    "{id}: {queued} bytes queued, above the limit of {}",
+                    "{id}: {in_memory} bytes queued, above the limit of {}",
                     self.limits.output
                 ));
             }
@@ -387,6 +388,9 @@ impl Ctx {
                 || connection.in_ready != self.ready.contains(&token)
             {
                 return Err(format!("{id}: its marks and the loop's lists disagree"));
+            }
+            if connection.budget_spent && !connection.in_ready {
+                return Err(format!("{id}: its output waits for a turn that never comes"));
             }
             let armed = connection.armed;
             if let Some(deadline) = connection.next_deadline(&self.limits)

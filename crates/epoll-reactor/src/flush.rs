@@ -2,11 +2,12 @@
 
 use std::io::IoSlice;
 
-use epoll_sys::{Call, Kernel, Reaction, reaction};
+use epoll_sys::{Call, Kernel, Reaction, Then, reaction};
 
-use crate::buffer::PIECES_PER_WRITE;
+use crate::buffer::{Front, PIECES_PER_WRITE};
 use crate::connection::{Fin, Phase};
-use crate::handler::Handler;
+use crate::file::FileSlice;
+use crate::handler::{CloseReason, Handler};
 use crate::reactor::Reactor;
 use crate::token::ConnId;
 
@@ -21,7 +22,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         let direct = std::mem::take(&mut self.ctx.direct);
         let open = self.ctx.connections.get(id.0).is_some_and(|connection| connection.phase != Phase::Dead);
-        let written = if open { self.write(id, &[IoSlice::new(&direct)]) } else { 0 };
+        let written = if open { self.write(id, &[IoSlice::new(&direct)], Then::Nothing) } else { 0 };
         self.ctx.direct = direct;
         self.ctx.direct.drain(..written);
         self.ctx.move_direct_to_queue(id);
@@ -67,15 +68,27 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
+    /// Up to a turn's budget; with more to write after that it goes on in the next turn.
     fn write_queue(&mut self, id: ConnId) {
+        let mut budget = self.ctx.limits.write_budget;
         while let Some(connection) = self.ctx.connections.get_mut(id.0)
             && connection.writable
+            && !connection.budget_spent
             && matches!(connection.phase, Phase::Open | Phase::Flushing)
-            && let Some(mut queue) = connection.output.take()
+            && connection.output.is_some()
         {
+            if budget == 0 {
+                connection.budget_spent = true;
+                self.ctx.make_ready(id);
+                break;
+            }
+            let Some(mut queue) = connection.output.take() else { break };
             let mut pieces = [IoSlice::new(&[]); PIECES_PER_WRITE];
-            let count = queue.gather(&mut pieces);
-            let written = self.write(id, pieces.get(..count).unwrap_or_default());
+            let written = match queue.front(&mut pieces, budget) {
+                Front::Pieces(count, then) => self.write(id, pieces.get(..count).unwrap_or_default(), then),
+                Front::File(slice) => self.write_file(id, &slice),
+            };
+            budget = budget.saturating_sub(written);
             let charge = queue.charge();
             queue.advance(written);
             self.ctx.buffered -= charge - queue.charge();
@@ -88,14 +101,14 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     /// One write that is not interrupted; returns how much was taken, and notes when that is not all.
-    fn write(&mut self, id: ConnId, pieces: &[IoSlice<'_>]) -> usize {
+    fn write(&mut self, id: ConnId, pieces: &[IoSlice<'_>], then: Then) -> usize {
         let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
             return 0;
         };
         let result = loop {
-            let result = match pieces {
-                [piece] => self.kernel.send(fd, piece),
-                pieces => self.kernel.writev(fd, pieces),
+            let result = match (pieces, then) {
+                ([piece], Then::Nothing) => self.kernel.send(fd, piece),
+                (pieces, then) => self.kernel.writev(fd, pieces, then),
             };
             match result {
                 Err(errno) if reaction(Call::Send, errno) == Reaction::Retry => (),
@@ -117,6 +130,37 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.fail(id, errno);
                 0
             }
+        }
+    }
+
+    /// One sendfile that is not interrupted; returns how much was taken. Short of all of it says nothing of the
+    /// socket, unlike a write: the next one will.
+    fn write_file(&mut self, id: ConnId, slice: &FileSlice) -> usize {
+        let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
+            return 0;
+        };
+        let count = usize::try_from(slice.length).unwrap_or(usize::MAX);
+        loop {
+            let errno = match self.kernel.sendfile(fd, &slice.file, slice.offset, count) {
+                // The file ends before what was promised of it.
+                Ok(0) => {
+                    self.ctx.kill(id, CloseReason::FileCutShort);
+                    return 0;
+                }
+                Ok(written) => return written,
+                Err(errno) => errno,
+            };
+            match reaction(Call::Sendfile, errno) {
+                Reaction::Retry => continue,
+                Reaction::WaitForEdge => {
+                    if let Some(connection) = self.ctx.connections.get_mut(id.0) {
+                        connection.writable = false;
+                    }
+                }
+                Reaction::FileFailed => self.ctx.kill(id, CloseReason::FileCutShort),
+                _ => self.fail(id, errno),
+            }
+            return 0;
         }
     }
 

@@ -14,7 +14,7 @@ use std::io::IoSlice;
 
 use bytes::Bytes;
 
-use crate::buffer::{InputTail, PIECES_PER_WRITE, QueuePool};
+use crate::buffer::{Front, InputTail, PIECES_PER_WRITE, QueuePool};
 use crate::slab::{ConnMap, Slab};
 use crate::token::{ConnId, Token};
 
@@ -117,7 +117,9 @@ pub fn output_queue(data: &[u8]) {
         assert_eq!(queue.len(), model.len());
         assert!(queue.charge() >= queue.len() && (queue.charge() == 0) == model.is_empty());
         let mut slices = [IoSlice::new(&[]); PIECES_PER_WRITE];
-        let count = queue.gather(&mut slices);
+        let Front::Pieces(count, _) = queue.front(&mut slices, usize::MAX) else {
+            panic!("there are no files")
+        };
         let slices = &slices[..count];
         assert!(slices.iter().all(|slice| !slice.is_empty()), "an empty piece");
         let offered: usize = slices.iter().map(|slice| slice.len()).sum();

@@ -131,6 +131,8 @@ pub enum CloseReason {
     /// All connections together reached [`Limits::memory`](crate::Limits::memory), and it was among those that held
     /// most.
     MemoryLimit,
+    /// A file of [`Ctx::send_file`](crate::Ctx::send_file) was shorter than promised, or could not be read.
+    FileCutShort,
     /// The loop drained, and its grace had passed or a second signal came.
     Shutdown,
     /// A callback panicked.
@@ -150,6 +152,9 @@ impl fmt::Display for CloseReason {
             Self::WriteStalled => f.write_str("took too long to read"),
             Self::InputLimit => f.write_str("message too long"),
             Self::MemoryLimit => f.write_str("too much data waiting on all connections"),
+            Self::FileCutShort => {
+                f.write_str("a file that was being sent was cut short or could not be read")
+            }
             Self::Shutdown => f.write_str("shut down"),
             Self::HandlerPanicked => f.write_str("a callback panicked"),
         }

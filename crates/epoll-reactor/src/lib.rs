@@ -59,6 +59,7 @@ mod close;
 mod connect;
 mod connection;
 mod ctx;
+mod file;
 mod flush;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -84,9 +85,10 @@ pub use ctx::Ctx;
 pub use epoll_sys::sim;
 pub use epoll_sys::{
     Address, ConnectProgress, Directory, DirectoryEntry, EntryKind, Errno, Event, Events, Interest, Kernel,
-    Linux, ListenOptions, Lookup, OpenFileLimit, Readiness, Signal, Timestamp, block_signals, entries,
+    Linux, ListenOptions, Lookup, OpenFileLimit, Readiness, Signal, Then, Timestamp, block_signals, entries,
     raise_open_file_limit, read_cached,
 };
+pub use file::FileSlice;
 pub use handler::{CloseReason, Handler, Source};
 pub use limits::{Limits, LimitsError, PanicPolicy};
 pub use output::SendOutcome;

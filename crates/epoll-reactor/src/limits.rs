@@ -16,6 +16,11 @@ pub struct Limits {
     pub read_buffer: usize,
     /// How much is read from one connection in one turn before the others get theirs. At least 1.
     pub read_budget: usize,
+    /// How much of a connection's queue is given to the kernel at one time, before the others get their turn; what is
+    /// left goes on in the next turn, which does not wait. A large file to a fast reader must not stall everybody.
+    /// What a callback says to its own connection while nothing waits there goes out whole; it is at most
+    /// [`output`](Self::output). At least 1.
+    pub write_budget: usize,
     /// How many connections are accepted from one listener in one turn: a storm of new clients must not
     /// starve those that are being served. At least 1.
     pub accept_budget: usize,
@@ -32,8 +37,8 @@ pub struct Limits {
     pub output_high_water: usize,
     /// When output is down to this, reading goes on and `on_drain` is called.
     pub output_low_water: usize,
-    /// How much output may wait on one connection: a send that would pass it is refused whole. One message
-    /// is never larger.
+    /// How much output may wait on one connection in memory, files not counted: a send that would pass it is refused
+    /// whole. One message is never larger.
     pub output: usize,
     /// How much memory input and output that wait may take on all connections together, with what handlers
     /// [account for](crate::Ctx::account). When it is passed, the connections that hold most are closed, with
@@ -84,6 +89,7 @@ impl Default for Limits {
             connections: 100_000,
             read_buffer: 64 * 1024,
             read_budget: 256 * 1024,
+            write_budget: 1024 * 1024,
             accept_budget: 64,
             message_budget: 256,
             message_queue: 4096,
@@ -115,6 +121,7 @@ impl Limits {
         let at_least_one = [
             (self.read_buffer, "read_buffer"),
             (self.read_budget, "read_budget"),
+            (self.write_budget, "write_budget"),
             (self.accept_budget, "accept_budget"),
             (self.message_budget, "message_budget"),
             (self.message_queue, "message_queue"),
@@ -166,6 +173,7 @@ mod tests {
         Limits::default().check().unwrap();
         let broken = [
             (Limits { read_buffer: 0, ..Limits::default() }, "read_buffer"),
+            (Limits { write_budget: 0, ..Limits::default() }, "write_budget"),
             (Limits { output_low_water: 256 * 1024, ..Limits::default() }, "output_low_water"),
             (Limits { output: 1, ..Limits::default() }, "output_high_water"),
             (Limits { tick: Some(Duration::ZERO), ..Limits::default() }, "tick"),

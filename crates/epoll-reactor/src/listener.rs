@@ -102,7 +102,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Err(errno) => match reaction(Call::Accept, errno) {
                 Reaction::Retry => Ok(Accepted::Failed(errno)),
                 Reaction::WaitForEdge => Ok(Accepted::Empty),
-                Reaction::PauseListener | Reaction::CloseConnection => {
+                Reaction::PauseListener | Reaction::CloseConnection | Reaction::FileFailed => {
                     self.shed_one(token);
                     self.pause(token, errno);
                     Ok(Accepted::Paused)

@@ -1,8 +1,9 @@
 //! Sending, as a callback sees it: what is accepted, what is refused, and where it waits. The writing itself is in
 //! `flush.rs`.
 
-use crate::buffer::OutputQueue;
+use crate::buffer::{FILE_CHARGE, OutputQueue};
 use crate::ctx::Ctx;
+use crate::file::FileSlice;
 use crate::shared::{Share, Shared};
 use crate::token::ConnId;
 
@@ -34,7 +35,7 @@ impl<T> SendOutcome<T> {
 impl Ctx {
     /// Sends a copy of `data`. Order is kept, whatever kinds of sends are mixed.
     pub fn send<'data>(&mut self, id: ConnId, data: &'data [u8]) -> SendOutcome<&'data [u8]> {
-        match self.admit(id, data.len(), data.len(), true) {
+        match self.admit(id, data.len(), data.len(), Kind::Copied) {
             Ok(admitted) => {
                 if admitted.direct {
                     self.direct.extend_from_slice(data);
@@ -53,7 +54,7 @@ impl Ctx {
     /// made by [`share`](Self::share), and otherwise for each. Up to 64 bytes are copied all the same.
     pub fn send_shared<T: Share>(&mut self, id: ConnId, data: T) -> SendOutcome<T> {
         let (length, charge) = (data.length(), data.charge());
-        match self.admit(id, length, charge, false) {
+        match self.admit(id, length, charge, Kind::Shared) {
             Ok(admitted) => {
                 self.move_direct_to_queue(id);
                 self.enqueue(id, length, |queue| queue.push_shared(data.into_bytes(), charge));
@@ -61,6 +62,33 @@ impl Ctx {
             }
             Err(Refused::OverLimit) => SendOutcome::OverLimit(data),
             Err(Refused::Gone) => SendOutcome::Gone(data),
+        }
+    }
+
+    /// Sends a part of a file, which never comes into this program's memory: sendfile(2). Order is kept, as for
+    /// [`send`](Self::send); what was sent just before, the head of an answer, leaves together with its beginning.
+    ///
+    /// It counts as output that waits ([`queued`](Self::queued), the high and the low water mark), and neither against
+    /// [`Limits::output`](crate::Limits::output) nor, but for 64 bytes, against
+    /// [`Limits::memory`](crate::Limits::memory), since it takes no memory. `OverLimit` is still possible: when
+    /// memory is used up, or more bytes would wait than a `usize` can count. A length of 0 sends nothing.
+    ///
+    /// If the file turns out to be shorter, or cannot be read, the connection is closed with
+    /// [`FileCutShort`](crate::CloseReason::FileCutShort): the peer was promised more. The loop waits for the disk if
+    /// the bytes are not in memory.
+    pub fn send_file(&mut self, id: ConnId, slice: FileSlice) -> SendOutcome<FileSlice> {
+        // One too long to count is refused as too much for any queue.
+        let length = usize::try_from(slice.length).unwrap_or(usize::MAX);
+        match self.admit(id, length, FILE_CHARGE, Kind::File) {
+            Ok(admitted) => {
+                if length > 0 {
+                    self.move_direct_to_queue(id);
+                    self.enqueue(id, length, |queue| queue.push_file(slice));
+                }
+                admitted.outcome()
+            }
+            Err(Refused::OverLimit) => SendOutcome::OverLimit(slice),
+            Err(Refused::Gone) => SendOutcome::Gone(slice),
         }
     }
 
@@ -79,7 +107,7 @@ impl Ctx {
 
     /// Decides whether `length` bytes, which count for `charge` in memory, may be sent to `id`, and notes what
     /// follows from it.
-    fn admit(&mut self, id: ConnId, length: usize, charge: usize, copied: bool) -> Result<Admitted, Refused> {
+    fn admit(&mut self, id: ConnId, length: usize, charge: usize, kind: Kind) -> Result<Admitted, Refused> {
         let in_use = self.buffered();
         let Some(connection) = self.connections.get_mut(id.0).filter(|it| it.accepts_output()) else {
             return Err(Refused::Gone);
@@ -89,15 +117,22 @@ impl Ctx {
         }
         let is_current = self.current == Some(id);
         // Offered to the kernel before anything else happens, so it does not count as held.
-        let direct = is_current && copied && connection.output.is_none() && connection.writable;
+        let direct = is_current && kind == Kind::Copied && connection.output.is_none() && connection.writable;
         let pending = if is_current { self.direct.len() } else { 0 };
         let queued = connection.queued().saturating_add(pending).saturating_add(length);
+        // What is in files has no limit but what can be counted.
+        let held = match kind {
+            Kind::File => 0,
+            Kind::Copied | Kind::Shared => {
+                connection.output_in_memory().saturating_add(pending).saturating_add(length)
+            }
+        };
         let memory = self.limits.memory;
         let wanted = if direct { 0 } else { in_use.saturating_add(charge) };
         // Behind this callback those that hold most are closed, and an eighth is free: it is lent already, since
         // the connection that happens to be next is not to blame.
         self.short_of_memory |= wanted > memory;
-        if wanted > memory.saturating_add(memory / 8) || queued > self.limits.output {
+        if wanted > memory.saturating_add(memory / 8) || held > self.limits.output || queued == usize::MAX {
             self.counters.sends_refused += 1;
             return Err(Refused::OverLimit);
         }
@@ -131,6 +166,13 @@ impl Ctx {
             self.direct.clear();
         }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Copied,
+    Shared,
+    File,
 }
 
 /// A send that is accepted: into the turn's own buffer or the connection's queue.

@@ -30,6 +30,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     pub(crate) fn serve_ready(&mut self, id: ConnId) {
         if let Some(connection) = self.ctx.connections.get_mut(id.0) {
             connection.in_ready = false;
+            connection.budget_spent = false;
             self.serve(id);
         }
     }

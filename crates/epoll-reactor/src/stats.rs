@@ -34,6 +34,21 @@ pub struct Counters {
     pub timers_fired: u64,
     /// Callbacks that panicked.
     pub panics: u64,
+    /// Time spent in turns but for their wait, by the monotonic clock: from the end of the wait to the end of the turn,
+    /// callbacks and the kernel's calls among it. It costs a second reading of the clock in a turn, and is not taken in
+    /// one that found nothing to do: no event, no deadline, nothing left over. It is not CPU time: a process that the
+    /// system has stopped meanwhile counts as busy. Divided by the time between two readings it says how much of one
+    /// core is in use; near 1, more clients will only wait longer.
+    pub busy: Duration,
+    /// The longest of these times: how long one turn, a slow callback as a rule, has kept everybody else waiting.
+    pub longest_turn: Duration,
+}
+
+impl Counters {
+    pub(crate) fn note_turn(&mut self, spent: Duration) {
+        self.busy = self.busy.saturating_add(spent);
+        self.longest_turn = self.longest_turn.max(spent);
+    }
 }
 
 /// What a connection had done by the time it was closed.

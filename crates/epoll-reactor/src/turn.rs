@@ -1,5 +1,6 @@
-//! The turn, phase by phase: `timeout from timers and the ready list -> wait -> read the clock once -> dispatch ->
-//! messages from other threads -> timers -> drain -> requests -> flush dirty -> reap`. What happens to one connection is in `serve.rs`.
+//! The turn, phase by phase: `timeout from timers and the ready list -> wait -> read the clock -> dispatch ->
+//! messages from other threads -> timers -> drain -> requests -> flush dirty -> reap -> read the clock
+//! if anything was done`. What happens to one connection is in `serve.rs`.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -46,9 +47,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 "an earlier turn ended in an error or a panic; the reactor cannot go on",
             ));
         }
-        let saw_all = self.wait(max_wait)?;
+        let left_over = self.has_work();
+        let timeout = if left_over { Some(Duration::ZERO) } else { self.timeout(max_wait) };
+        let saw_all = self.wait(timeout)?;
         self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
         self.ctx.counters.turns += 1;
+        let deadline_passed = self.next_deadline().is_some_and(|at| at <= self.ctx.now());
+        let busy = left_over || !self.events.is_empty() || deadline_passed;
         self.memory_mark = self.ctx.limits.memory / 2;
         self.dispatch()?;
         self.deliver_messages();
@@ -58,14 +63,16 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.flush_dirty();
         self.relieve_memory();
         self.reap();
+        if busy {
+            self.ctx.counters.note_turn(self.kernel.now() - self.ctx.now());
+        }
         self.in_turn = false;
         Ok(self.finish_turn())
     }
 
     /// Says whether the kernel has told all there was to tell: it has not if it was interrupted, or ran out of
     /// room for events.
-    fn wait(&mut self, max_wait: Option<Duration>) -> io::Result<bool> {
-        let timeout = self.timeout(max_wait);
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         match self.kernel.wait(&mut self.events, timeout) {
             Ok(()) => Ok(!self.events.grow_if_full(EVENTS.1)),
             Err(errno) if reaction(Call::Wait, errno) == Reaction::EndLoop => Err(errno.into()),
@@ -73,25 +80,27 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
-    /// How long nothing can happen but by an event.
-    fn timeout(&self, max_wait: Option<Duration>) -> Option<Duration> {
+    /// Whether earlier turns, or calls between turns, have left something to do: the next turn does not wait.
+    fn has_work(&self) -> bool {
         let ctx = &self.ctx;
-        let busy = !ctx.ready.is_empty()
+        !ctx.ready.is_empty()
             || !ctx.dirty.is_empty()
             || !ctx.dead.is_empty()
             || !ctx.to_connect.is_empty()
             || !ctx.to_unwatch.is_empty()
             || self.more_messages
-            || (ctx.is_draining() && matches!(self.shutdown, Shutdown::No | Shutdown::Closing));
-        if busy {
-            return Some(Duration::ZERO);
-        }
-        let deadline = [ctx.timers.next(), self.next_tick, self.accept_retry, ctx.drain_deadline]
-            .into_iter()
-            .flatten()
-            .min();
-        let until_deadline = deadline.map(|at| at - ctx.now());
+            || (ctx.is_draining() && matches!(self.shutdown, Shutdown::No | Shutdown::Closing))
+    }
+
+    /// How long nothing can happen but by an event.
+    fn timeout(&self, max_wait: Option<Duration>) -> Option<Duration> {
+        let until_deadline = self.next_deadline().map(|at| at - self.ctx.now());
         [until_deadline, max_wait].into_iter().flatten().min()
+    }
+
+    fn next_deadline(&self) -> Option<Timestamp> {
+        let ctx = &self.ctx;
+        [ctx.timers.next(), self.next_tick, self.accept_retry, ctx.drain_deadline].into_iter().flatten().min()
     }
 
     /// Serves what the kernel reports, and what was left ready by earlier turns, each connection at most

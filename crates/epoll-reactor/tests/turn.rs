@@ -9,11 +9,13 @@
 
 mod support;
 
+use std::cell::OnceCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use epoll_reactor::{ConnId, Ctx, Interest, Limits, SourceId};
-use support::{Call, Harness, KIB, Method, Peer, Script, pattern};
+use support::{Call, Controls, Harness, KIB, Method, Peer, Script, pattern};
 
 #[test]
 fn a_flood_does_not_keep_a_quiet_connection_waiting() {
@@ -189,4 +191,52 @@ fn what_is_asked_for_between_turns_is_done_in_the_next_one_without_a_wait() {
         harness.reactor.turn(Some(support::PATIENCE)).unwrap();
         assert_eq!(harness.kernel.last_timeout.get(), Some(Duration::ZERO), "request {index}");
     }
+}
+
+#[test]
+fn a_turn_counts_the_time_of_its_callbacks_and_not_that_of_its_wait() {
+    let kernel: Rc<OnceCell<Rc<Controls>>> = Rc::default();
+    let inside = Rc::clone(&kernel);
+    let script = Script::default().data(move |_, _, input| {
+        inside.get().unwrap().advance(Duration::from_millis(u64::from(input[0])));
+        input.len()
+    });
+    let mut harness = Harness::new(script);
+    let controls = kernel.get_or_init(|| Rc::clone(&harness.kernel));
+    let (mut peer, id) = harness.open();
+    harness.stop_clock();
+    let counters = harness.ctx().counters().clone();
+    for milliseconds in [30, 50, 20] {
+        controls.advance(Duration::from_secs(5));
+        peer.say(&[milliseconds]);
+        let inputs = harness.script().inputs(id).len();
+        harness.until("the input", |script| script.inputs(id).len() > inputs);
+    }
+    let after = harness.ctx().counters().clone();
+    assert_eq!(after.busy - counters.busy, Duration::from_millis(100));
+    assert_eq!(after.longest_turn, Duration::from_millis(50).max(counters.longest_turn));
+}
+
+#[test]
+fn the_clock_is_read_twice_in_a_turn_and_once_if_nothing_was_to_be_done() {
+    let mut harness = Harness::new(Script::default());
+    let (mut peer, id) = harness.open();
+    harness.settle();
+    let readings = |harness: &mut Harness| {
+        let before = harness.kernel.clock_readings.get();
+        harness.reactor.turn(Some(Duration::ZERO)).unwrap();
+        harness.kernel.clock_readings.get() - before
+    };
+    let spent = harness.ctx().counters().busy;
+    assert_eq!(readings(&mut harness), 1);
+    assert_eq!(harness.ctx().counters().busy, spent);
+    peer.say(b"an event");
+    assert_eq!(readings(&mut harness), 2);
+    harness.ctx().read_again(id);
+    assert_eq!(readings(&mut harness), 2, "something was left over");
+    harness.stop_clock();
+    harness.ctx().set_timer(id, Duration::from_secs(1));
+    assert_eq!(readings(&mut harness), 1);
+    harness.kernel.advance(Duration::from_secs(1));
+    assert_eq!(readings(&mut harness), 2, "a deadline has passed");
 }

@@ -15,6 +15,8 @@ pub enum Call {
     Recv,
     /// [`Kernel::send`](crate::Kernel::send) and [`Kernel::writev`](crate::Kernel::writev)
     Send,
+    /// [`Kernel::sendfile`](crate::Kernel::sendfile)
+    Sendfile,
     /// [`Kernel::wait`](crate::Kernel::wait)
     Wait,
 }
@@ -30,6 +32,8 @@ pub enum Reaction {
     PauseListener,
     /// This one connection is over.
     CloseConnection,
+    /// The file cannot be read, and the peer was promised it: this one connection is over.
+    FileFailed,
     /// A defect of this program, not of the world: no connection is to blame. End the loop with the error.
     EndLoop,
 }
@@ -48,6 +52,19 @@ pub const fn reaction(call: Call, errno: Errno) -> Reaction {
         Call::Recv | Call::Send => match errno {
             Errno::EINTR => Reaction::Retry,
             Errno::EAGAIN => Reaction::WaitForEdge,
+            _ => Reaction::CloseConnection,
+        },
+        Call::Sendfile => match errno {
+            Errno::EINTR => Reaction::Retry,
+            Errno::EAGAIN => Reaction::WaitForEdge,
+            // Of the file, and of no socket that is connected: sendfile(2), and ESTALE of a file on NFS.
+            Errno::EIO
+            | Errno::EINVAL
+            | Errno::EBADF
+            | Errno::ESPIPE
+            | Errno::EOVERFLOW
+            | Errno::EISDIR
+            | Errno::ESTALE => Reaction::FileFailed,
             _ => Reaction::CloseConnection,
         },
         Call::Connect => match errno {
@@ -110,6 +127,12 @@ mod tests {
             (Call::Send, Errno::EAGAIN, Reaction::WaitForEdge),
             (Call::Send, Errno::EPIPE, Reaction::CloseConnection),
             (Call::Send, Errno::ENOBUFS, Reaction::CloseConnection),
+            (Call::Sendfile, Errno::EINTR, Reaction::Retry),
+            (Call::Sendfile, Errno::EAGAIN, Reaction::WaitForEdge),
+            (Call::Sendfile, Errno::EPIPE, Reaction::CloseConnection),
+            (Call::Sendfile, Errno::ENOMEM, Reaction::CloseConnection),
+            (Call::Sendfile, Errno::EIO, Reaction::FileFailed),
+            (Call::Sendfile, Errno::EINVAL, Reaction::FileFailed),
             (Call::Wait, Errno::EINTR, Reaction::Retry),
             (Call::Wait, Errno::EBADF, Reaction::EndLoop),
         ];

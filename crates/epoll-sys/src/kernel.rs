@@ -1,6 +1,7 @@
 //! The seam: every call the loop makes, as a trait. One step of the kernel each, no policy, no retries.
 
 use std::fmt;
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
@@ -119,11 +120,32 @@ pub trait Kernel {
     fn send(&self, socket: &Self::Fd, data: &[u8]) -> Result<usize, Errno>;
 
     /// Writes several pieces as one: what writev(2) does, through sendmsg(2), since only that can be told not
-    /// to raise `SIGPIPE`. At most 1024 pieces (`IOV_MAX`).
+    /// to raise `SIGPIPE`. At most 1024 pieces (`IOV_MAX`). `then` says whether more follows at once.
     ///
     /// # Errors, and what the caller does
     /// As for [`send`](Self::send).
-    fn writev(&self, socket: &Self::Fd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno>;
+    fn writev(&self, socket: &Self::Fd, pieces: &[IoSlice<'_>], then: Then) -> Result<usize, Errno>;
+
+    /// Sends up to `count` bytes of `file`, from `offset` on, to a connected socket, without their coming into
+    /// this program's memory: sendfile(2). The file's own position is neither used nor moved, so any number of
+    /// connections may share it. 0 means that the file ends at `offset` or before it, unless `count` is 0, and says
+    /// nothing of the socket.
+    ///
+    /// A count below `count` does not mean that the socket is full: the file may end there, or a signal have come.
+    /// No edge is owed before `EAGAIN`, so the caller goes on until then. Once some bytes are taken, an error is
+    /// told by the next call.
+    ///
+    /// It waits for the disk if the bytes are not in memory. It has no `MSG_NOSIGNAL`: on a socket that is shut down
+    /// or was reset it raises `SIGPIPE`, which Rust programs ignore by default. What has been sent and not arrived
+    /// is in the file, not a copy: if the file changes meanwhile, so do the bytes.
+    ///
+    /// # Errors, and what the caller does
+    /// `EAGAIN`: an edge will tell. `EINTR`: again. `EIO`: the file could not be read. `EINVAL`, `EBADF`, `ESPIPE`,
+    /// `EOVERFLOW`: it is no file that can be sent from there: a directory, one of /proc(5), one that is open for
+    /// writing only, an offset beyond what files may have. `EPIPE`, `ECONNRESET`, `ETIMEDOUT`, `ENOBUFS`, `ENOMEM`
+    /// and others: the connection is over. What was promised of a file that cannot be sent cannot be made good
+    /// either, so that ends the connection too.
+    fn sendfile(&self, socket: &Self::Fd, file: &File, offset: u64, count: usize) -> Result<usize, Errno>;
 
     /// Sends a FIN behind what has been written: shutdown(2) with `SHUT_WR`. Reading goes on.
     ///
@@ -181,6 +203,16 @@ pub trait Kernel {
     /// # Errors, and what the caller does
     /// `EINTR`: again.
     fn read_signal(&self, signalfd: &Self::Fd) -> Result<Option<Signal>, Errno>;
+}
+
+/// What follows a write on the same socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing that is known of: what was written is sent now.
+    Nothing,
+    /// More, at once: a last segment that is not full may wait for it, up to 200 ms (`MSG_MORE`, send(2)). So the
+    /// head of an answer and the file behind it leave together.
+    More,
 }
 
 /// How far a connect has got.

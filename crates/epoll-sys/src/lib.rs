@@ -27,7 +27,7 @@ pub use address::Address;
 pub use beneath::{Directory, DirectoryEntry, EntryKind, Lookup, entries, read_cached};
 pub use errno::{Call, Errno, Reaction, reaction};
 pub use event::{Event, Events, Interest, Readiness};
-pub use kernel::{ConnectProgress, Kernel, ListenOptions, Signal};
+pub use kernel::{ConnectProgress, Kernel, ListenOptions, Signal, Then};
 pub use linux::Linux;
 pub use process::{OpenFileLimit, block_signals, raise_open_file_limit};
 pub use time::Timestamp;

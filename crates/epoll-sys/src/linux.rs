@@ -6,6 +6,7 @@ mod socket;
 #[cfg(test)]
 mod testing;
 
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, SystemTime};
@@ -13,11 +14,14 @@ use std::time::{Duration, SystemTime};
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::sendfile::sendfile64;
 use nix::sys::socket::{self as nix_socket, MsgFlags, Shutdown, sockopt};
 use nix::time::ClockId;
 use nix::unistd;
 
-use crate::{Address, ConnectProgress, Errno, Events, Interest, Kernel, ListenOptions, Signal, Timestamp};
+use crate::{
+    Address, ConnectProgress, Errno, Events, Interest, Kernel, ListenOptions, Signal, Then, Timestamp,
+};
 
 /// An epoll instance of the running Linux kernel, close-on-exec. Dropping it ends all its registrations.
 #[derive(Debug)]
@@ -101,9 +105,19 @@ impl Kernel for Linux {
         nix_socket::send(socket.as_raw_fd(), data, MsgFlags::MSG_NOSIGNAL)
     }
 
-    fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>], then: Then) -> Result<usize, Errno> {
+        let flags = match then {
+            Then::Nothing => MsgFlags::MSG_NOSIGNAL,
+            Then::More => MsgFlags::MSG_NOSIGNAL | MSG_MORE,
+        };
         // nix makes a Vec for control messages, which allocates nothing as long as there are none.
-        nix_socket::sendmsg::<()>(socket.as_raw_fd(), pieces, &[], MsgFlags::MSG_NOSIGNAL, None)
+        nix_socket::sendmsg::<()>(socket.as_raw_fd(), pieces, &[], flags, None)
+    }
+
+    fn sendfile(&self, socket: &OwnedFd, file: &File, offset: u64, count: usize) -> Result<usize, Errno> {
+        // As the kernel says of an offset that would be negative.
+        let mut offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        sendfile64(socket, file, Some(&mut offset), count)
     }
 
     fn shutdown_write(&self, socket: &OwnedFd) -> Result<(), Errno> {
@@ -142,6 +156,9 @@ impl Kernel for Linux {
         signals::read_signal(signalfd)
     }
 }
+
+/// nix does not name it.
+const MSG_MORE: MsgFlags = MsgFlags::from_bits_retain(libc::MSG_MORE);
 
 /// Rounded up, since epoll counts in milliseconds and 0 of them is a busy loop. At most 24 days, after which
 /// the caller finds that its time has not come and waits again.
@@ -319,7 +336,7 @@ mod tests {
         let (client, _server) = pair(&linux);
         linux.shutdown_write(&client).unwrap();
         assert_eq!(linux.send(&client, b"x"), Err(Errno::EPIPE));
-        assert_eq!(linux.writev(&client, &[IoSlice::new(b"x")]), Err(Errno::EPIPE));
+        assert_eq!(linux.writev(&client, &[IoSlice::new(b"x")], Then::Nothing), Err(Errno::EPIPE));
         assert!(pending.read_signal().unwrap().is_none());
         assert_eq!(linux.write(&client, b"x"), Err(Errno::EPIPE));
         assert!(pending.read_signal().unwrap().is_some(), "write(2) does, or this test shows nothing");

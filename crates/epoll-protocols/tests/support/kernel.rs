@@ -2,13 +2,14 @@
 //! clock can be moved by hand.
 
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use epoll_reactor::{
-    Address, ConnectProgress, Errno, Events, Interest, Kernel, Linux, ListenOptions, Signal, Timestamp,
+    Address, ConnectProgress, Errno, Events, Interest, Kernel, Linux, ListenOptions, Signal, Then, Timestamp,
 };
 
 pub(crate) struct Watched {
@@ -58,12 +59,19 @@ impl Kernel for Watched {
         self.linux.send(socket, data)
     }
 
-    fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>], then: Then) -> Result<usize, Errno> {
         if self.sends.held_back.get() {
             return Err(Errno::EAGAIN);
         }
         pieces.iter().for_each(|piece| self.note(piece));
-        self.linux.writev(socket, pieces)
+        self.linux.writev(socket, pieces, then)
+    }
+
+    fn sendfile(&self, socket: &OwnedFd, file: &File, offset: u64, count: usize) -> Result<usize, Errno> {
+        if self.sends.held_back.get() {
+            return Err(Errno::EAGAIN);
+        }
+        self.linux.sendfile(socket, file, offset, count)
     }
 
     fn now(&self) -> Timestamp {

@@ -4,12 +4,13 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p epoll-reactor --lib loom_`
 
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use epoll_sys::{Address, ConnectProgress, Events, Interest, ListenOptions, Signal, Timestamp};
+use epoll_sys::{Address, ConnectProgress, Events, Interest, ListenOptions, Signal, Then, Timestamp};
 use loom::sync::Condvar;
 use loom::thread;
 
@@ -118,7 +119,11 @@ impl Kernel for Model {
         Err(Errno::ENOSYS)
     }
 
-    fn writev(&self, _: &ModelFd, _: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    fn writev(&self, _: &ModelFd, _: &[IoSlice<'_>], _: Then) -> Result<usize, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn sendfile(&self, _: &ModelFd, _: &File, _: u64, _: usize) -> Result<usize, Errno> {
         Err(Errno::ENOSYS)
     }
 

@@ -2,12 +2,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use epoll_reactor::{Address, ConnId, Errno, Interest, Kernel, Linux, ListenOptions, Signal, Timestamp};
+use epoll_reactor::{
+    Address, ConnId, Errno, Interest, Kernel, Linux, ListenOptions, Signal, Then, Timestamp,
+};
 use epoll_sys::{ConnectProgress, Events};
 
 use super::PATIENCE;
@@ -24,6 +27,7 @@ pub(crate) enum Method {
     Recv,
     Send,
     Writev,
+    Sendfile,
     ShutdownWrite,
     Read,
     Write,
@@ -54,6 +58,10 @@ pub(crate) struct Controls {
     tokens: RefCell<BTreeMap<RawFd, u64>>,
     /// Set: the time stands still there.
     stopped_clock: Cell<Option<Timestamp>>,
+    /// Readings of the monotonic clock.
+    pub(crate) clock_readings: Cell<usize>,
+    /// What followed each `writev`, as the loop said.
+    pub(crate) followed: RefCell<Vec<Then>>,
     pub(crate) last_timeout: Cell<Option<Duration>>,
     /// Keep a duplicate of each accepted descriptor, and let its events go on: what a forked child would do.
     pub(crate) hold_duplicates: Cell<bool>,
@@ -74,9 +82,9 @@ impl Controls {
         }
     }
 
-    /// Writes to connected sockets, of either kind.
+    /// Writes to connected sockets, of any kind.
     pub(crate) fn writes(&self) -> usize {
-        self.count(Method::Send) + self.count(Method::Writev)
+        self.count(Method::Send) + self.count(Method::Writev) + self.count(Method::Sendfile)
     }
 
     /// The next `times` calls of `method` fail.
@@ -93,6 +101,7 @@ impl Controls {
     pub(crate) fn shorten_writes(&self, id: ConnId, most: usize, times: usize) {
         self.add_rule(Method::Send, Some(id), Fault::Short(most), times);
         self.add_rule(Method::Writev, Some(id), Fault::Short(most), times);
+        self.add_rule(Method::Sendfile, Some(id), Fault::Short(most), times);
     }
 
     /// All is well again.
@@ -162,6 +171,7 @@ impl Kernel for TestKernel {
     type Fd = OwnedFd;
 
     fn now(&self) -> Timestamp {
+        self.controls.clock_readings.set(self.controls.clock_readings.get() + 1);
         self.controls.stopped_clock.get().unwrap_or_else(|| self.linux.now())
     }
 
@@ -238,14 +248,23 @@ impl Kernel for TestKernel {
         }
     }
 
-    fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>], then: Then) -> Result<usize, Errno> {
+        self.controls.followed.borrow_mut().push(then);
         match self.controls.called(Method::Writev, Some(socket)) {
             Some(Fault::Error(errno)) => Err(errno),
             Some(Fault::Short(most)) => {
                 let whole: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
                 self.linux.send(socket, &whole[..most.min(whole.len())])
             }
-            None => self.linux.writev(socket, pieces),
+            None => self.linux.writev(socket, pieces, then),
+        }
+    }
+
+    fn sendfile(&self, socket: &OwnedFd, file: &File, offset: u64, count: usize) -> Result<usize, Errno> {
+        match self.controls.called(Method::Sendfile, Some(socket)) {
+            Some(Fault::Error(errno)) => Err(errno),
+            Some(Fault::Short(most)) => self.linux.sendfile(socket, file, offset, most.min(count)),
+            None => self.linux.sendfile(socket, file, offset, count),
         }
     }
 

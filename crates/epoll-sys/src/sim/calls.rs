@@ -1,5 +1,8 @@
 //! The calls on stream sockets, with what may go wrong in them.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use super::epoll::EVERYTHING;
 use super::faults::Fault;
 use super::record::Step;
@@ -82,6 +85,27 @@ impl World {
             }
         }
         sent
+    }
+
+    /// The file is read before anything is known of the socket, as in Linux: where it ends, that is the answer.
+    pub(super) fn sendfile(
+        &mut self,
+        key: Key,
+        file: &File,
+        offset: u64,
+        count: usize,
+    ) -> Result<usize, Errno> {
+        self.check_socket(key)?;
+        // What there is no room for shows in the first byte of it.
+        let unread_there = self.unread_at_peer(key);
+        let room = self.stream(key).map_or(0, |stream| stream.room(unread_there));
+        let mut data = vec![0; count.min(room.saturating_add(1))];
+        let read = read_at(file, &mut data, offset)?;
+        data.truncate(read);
+        if data.is_empty() {
+            return Ok(0);
+        }
+        self.send(key, &[&data], Step::Sendfile)
     }
 
     fn refuses_write(&mut self, key: Key) -> bool {
@@ -207,4 +231,23 @@ impl World {
         let Some(sender) = receiver.peer.and_then(|peer| self.stream(peer)) else { return false };
         receiver.owner == Owner::Somebody && receiver.may_lose_tail(sender, kept)
     }
+}
+
+/// Up to as much as `data` has room for. What Linux calls a directory that is sent, it does not call one that is read.
+fn read_at(file: &File, data: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let mut read = 0;
+    while let Some(rest) = data.get_mut(read..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset.saturating_add(read as u64)) {
+            Ok(0) => break,
+            Ok(count) => read += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => (),
+            Err(error) => {
+                return Err(match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
+                    Errno::EISDIR => Errno::EINVAL,
+                    errno => errno,
+                });
+            }
+        }
+    }
+    Ok(read)
 }

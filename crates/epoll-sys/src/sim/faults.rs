@@ -31,8 +31,8 @@ pub struct Faults {
     pub eagain_recv: u32,
     /// `EAGAIN` for a write although there is room; an edge tells of it later. Not twice in a row.
     pub eagain_send: u32,
-    /// `EINTR` for a call that may wait: accept, read, `read_signal`, recv, send, wait, write, writev. Not
-    /// twice in a row.
+    /// `EINTR` for a call that may wait: accept, read, `read_signal`, recv, send, sendfile,
+    /// wait, write, writev. Not twice in a row.
     pub eintr: u32,
     /// Just before a recv or send, the connection is reset, at both ends; the call finds out.
     pub econnreset: u32,

@@ -2,6 +2,7 @@
 //! [`Kernel`] to the world.
 
 use std::fmt;
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, SystemTime};
@@ -11,7 +12,9 @@ use super::plain::Plain;
 use super::record::{Outcome, Step, Subject};
 use super::table::Key;
 use super::world::{Kind, World};
-use crate::{Address, ConnectProgress, Errno, Events, Interest, Kernel, ListenOptions, Signal, Timestamp};
+use crate::{
+    Address, ConnectProgress, Errno, Events, Interest, Kernel, ListenOptions, Signal, Then, Timestamp,
+};
 
 /// A simulated kernel: one epoll instance in the world of a [`Sim`], and the calls that go with it. Made by
 /// [`Sim::kernel`]; dropping it ends all its registrations. The instance itself takes no descriptor.
@@ -194,9 +197,13 @@ impl Kernel for SimKernel {
         self.call(socket, Step::Send, |world, key| world.send(key, &[data], Step::Send), number)
     }
 
-    fn writev(&self, socket: &SimFd, pieces: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    fn writev(&self, socket: &SimFd, pieces: &[IoSlice<'_>], _: Then) -> Result<usize, Errno> {
         let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &**piece).collect();
         self.call(socket, Step::Writev, |world, key| world.send(key, &pieces, Step::Writev), number)
+    }
+
+    fn sendfile(&self, socket: &SimFd, file: &File, offset: u64, count: usize) -> Result<usize, Errno> {
+        self.call(socket, Step::Sendfile, |world, key| world.sendfile(key, file, offset, count), number)
     }
 
     fn shutdown_write(&self, socket: &SimFd) -> Result<(), Errno> {

@@ -72,6 +72,7 @@ pub(super) enum Step {
     RemoveSocketFile,
     ResetOnClose,
     Send,
+    Sendfile,
     ShutdownWrite,
     Signalfd,
     TakeError,
@@ -82,7 +83,7 @@ pub(super) enum Step {
 
 impl Step {
     /// In the order of the variants.
-    const NAMES: [&'static str; 21] = [
+    const NAMES: [&'static str; 22] = [
         "accept",
         "add",
         "close",
@@ -98,6 +99,7 @@ impl Step {
         "remove_socket_file",
         "reset_on_close",
         "send",
+        "sendfile",
         "shutdown_write",
         "signalfd",
         "take_error",

@@ -2,7 +2,7 @@
 
 use std::io::IoSlice;
 
-use epoll_sys::{Errno, Interest, Kernel};
+use epoll_sys::{Errno, Interest, Kernel, Then};
 
 use crate::bench::{
     Bench, CLIENT, SERVER, accept, fill, listener, pair, read_exactly, unix_pair, watched_pair,
@@ -46,17 +46,17 @@ pub(crate) fn pieces_are_written_in_order<K: Kernel>(kernel: &K) {
     let (mut bench, client, server) = watched_pair(kernel);
     let pieces: Vec<[u8; 2]> = (0..=255).cycle().take(1024).map(|byte| [byte, byte]).collect();
     let slices: Vec<IoSlice<'_>> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
-    let sent = kernel.writev(&client, &slices).unwrap();
+    let sent = kernel.writev(&client, &slices, Then::Nothing).unwrap();
     assert_eq!(read_exactly(&mut bench, &server, SERVER, sent), pieces.concat()[..sent]);
     let empty_between = [IoSlice::new(b"a"), IoSlice::new(b""), IoSlice::new(b"b")];
-    assert_eq!(kernel.writev(&client, &empty_between).unwrap(), 2);
+    assert_eq!(kernel.writev(&client, &empty_between, Then::More).unwrap(), 2);
     assert_eq!(read_exactly(&mut bench, &server, SERVER, 2), b"ab");
 }
 
 pub(crate) fn writing_nothing_is_no_error<K: Kernel>(kernel: &K) {
     let (client, _server) = pair(kernel);
     assert_eq!(kernel.send(&client, b""), Ok(0));
-    assert_eq!(kernel.writev(&client, &[]), Ok(0));
+    assert_eq!(kernel.writev(&client, &[], Then::Nothing), Ok(0));
 }
 
 pub(crate) fn reading_into_nothing_says_nothing<K: Kernel>(kernel: &K) {

@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use super::super::{ALWAYS, Network, Received};
 use super::*;
-use crate::{Errno, Signal};
+use crate::{Errno, Signal, Then};
 
 const SOON: Duration = Duration::from_millis(1);
 
@@ -32,7 +32,7 @@ fn a_short_write_is_followed_by_an_edge() {
     let sent = kernel.send(&server, &[7; 100]).unwrap();
     assert!(sent < 100);
     let pieces = [IoSlice::new(&[7; 50]), IoSlice::new(&[7; 50])];
-    let sent = sent + kernel.writev(&server, &pieces).unwrap();
+    let sent = sent + kernel.writev(&server, &pieces, Then::Nothing).unwrap();
     assert!(next(&kernel).1.is_writable());
     sim.advance(SOON);
     assert_eq!(peer.recv_all().len(), sent);
@@ -112,7 +112,7 @@ fn every_call_that_may_wait_is_interrupted_once() {
         Box::new(|| kernel.read(&server, &mut [0; 4]).map(drop)),
         Box::new(|| kernel.send(&server, b"x").map(drop)),
         Box::new(|| kernel.write(&server, b"x").map(drop)),
-        Box::new(|| kernel.writev(&server, &[IoSlice::new(b"x")]).map(drop)),
+        Box::new(|| kernel.writev(&server, &[IoSlice::new(b"x")], Then::Nothing).map(drop)),
         Box::new(|| kernel.write(&notifier, &[1; 8]).map(drop)),
         Box::new(|| kernel.read(&notifier, &mut [0; 8]).map(drop)),
         Box::new(|| kernel.read_signal(&signals).map(drop)),
