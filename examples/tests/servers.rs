@@ -188,17 +188,32 @@ fn custom_skips_values_for_a_client_that_does_not_read_and_then_goes_on() {
 fn http_answers_its_routes_on_one_connection() {
     let (server, address) = Example::serve("http_server", &[]);
     let mut client = Peer::connect(&address);
-    client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\nGET /visits HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_eq!(response(&mut client), ("HTTP/1.1 200 OK\r\n".to_owned(), "Hello!\n".to_owned()));
-    assert_eq!(response(&mut client), ("HTTP/1.1 200 OK\r\n".to_owned(), "1\n".to_owned()));
+    // The second is answered by another thread, a second later, and the third waits for it.
+    let get = |path| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+    client.send(&["/greet/y%20ou", "/slow", "/"].map(get).concat());
+    assert_eq!(response(&mut client), ("HTTP/1.1 200 OK\r\n".to_owned(), "Hello, y ou!\n".to_owned()));
+    assert_eq!(response(&mut client).1, "/slow took a second\n");
+    assert_eq!(response(&mut client).1, "Hello! You are visitor 1.\n");
+    client.send(&get("/count/10"));
+    while client.line() != "\r\n" {}
+    let mut counted = String::new();
+    while !counted.ends_with("\r\n0\r\n") {
+        counted += &client.line();
+    }
+    assert!(counted.contains("9\n") && counted.contains("10\n"), "{counted}");
+    assert_eq!(client.line(), "\r\n");
     client.send("POST /shout HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nhey");
     assert_eq!(response(&mut client).1, "HEY");
     client.send("GET /nowhere HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     assert_eq!(response(&mut client).0, "HTTP/1.1 404 Not Found\r\n");
     assert_eq!(client.rest(), "");
     let mut other = Peer::connect(&address);
-    other.send("GET /visits HTTP/1.1\r\nHost: h\r\n\r\n");
-    assert_eq!(response(&mut other).1, "2\n", "the count is the server's, not the connection's");
+    other.send(&get("/"));
+    assert_eq!(
+        response(&mut other).1,
+        "Hello! You are visitor 2.\n",
+        "the count is the server's, not the connection's"
+    );
     server.stop();
 }
 

@@ -13,7 +13,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use epoll_protocols::http1::{Http, HttpConfig, HttpLimits, Request, Response};
+use epoll_protocols::http1::{Http, HttpConfig, HttpLimits, HttpMessage, Request, Response};
 use epoll_reactor::{Address, Counters, Limits, ListenOptions, Reactor, Remote, Stopped};
 
 /// Long enough never to be reached by a server that works.
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A server on a thread of its own; it is drained when a test is done with it.
 struct Server {
     address: SocketAddr,
-    remote: Remote<()>,
+    remote: Remote<HttpMessage<()>>,
     thread: Option<JoinHandle<(Stopped, usize, Counters)>>,
 }
 

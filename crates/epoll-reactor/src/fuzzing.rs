@@ -4,6 +4,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::panic,
     missing_docs,
     missing_debug_implementations,
     reason = "a panic is how a fuzzer is told"

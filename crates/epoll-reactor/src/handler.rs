@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use epoll_sys::{Errno, Readiness, Timestamp};
+use epoll_sys::{Errno, Readiness, Signal, Timestamp};
 
 use crate::ctx::Ctx;
 use crate::stats::CloseStats;
@@ -94,6 +94,12 @@ pub trait Handler {
     /// made up for.
     fn on_tick(&mut self, ctx: &mut Ctx) {
         let _ = ctx;
+    }
+
+    /// One of the signals given to [`Reactor::watch_signals`](crate::Reactor::watch_signals) has come: to reopen a
+    /// log, to say how things stand. As with all signals, several of one kind may be told as one.
+    fn on_signal(&mut self, ctx: &mut Ctx, signal: Signal) {
+        let _ = (ctx, signal);
     }
 
     /// A descriptor given to [`Reactor::watch`](crate::Reactor::watch) is ready. Events are edges: use it

@@ -184,7 +184,9 @@ impl Scenario for Https {
             limits: HttpLimits { output_batch: magnitude(rng, 1, 64 * 1024), ..HttpLimits::default() },
             head_timeout: a_while(rng, second / 100, second * 600),
             body_timeout: a_while(rng, second / 100, second * 600),
+            body_rate: magnitude(rng, 1, 1 << 20) as u32,
             keep_alive_timeout: a_while(rng, second / 100, second * 600),
+            ..HttpConfig::default()
         };
         if plan.gentle {
             let long = second * 24 * 3_600;

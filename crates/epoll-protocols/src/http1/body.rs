@@ -1,8 +1,7 @@
-//! A request whose body comes in pieces: by length or in chunks, gathered up to a bound. Not used when a
-//! body of known length is whole in the receive buffer: it is then read where it lies.
+//! A request whose body comes in pieces: by length or in chunks, gathered up to a bound, or passed on. Not used when
+//! a body of known length is whole in the receive buffer: it is then read where it lies.
 
-use super::encode::Persistence;
-use super::framing::BodyLength;
+use super::framing::{BodyLength, Framing};
 use super::limits::HttpLimits;
 use super::reject::Rejection;
 use super::response::is_token_byte;
@@ -15,40 +14,68 @@ pub(super) struct Pending {
     head: usize,
     decoder: Decoder,
     /// What was decided from the head, which is parsed again when the body is whole.
-    pub(super) persistence: Persistence,
+    pub(super) framing: Framing,
+    /// The pieces go to the service as they come.
+    pub(super) streamed: bool,
+    /// The service has asked for no more for now.
+    pub(super) paused: bool,
+    /// Bytes of it that have come, the framing of chunks included.
+    pub(super) received: u64,
 }
 
 enum Decoder {
-    Known { left: usize },
+    Known { left: u64 },
     Chunked(Chunked),
 }
 
 impl Pending {
-    pub(super) fn new(head: &[u8], body: BodyLength, persistence: Persistence) -> Self {
-        let decoder = match body {
+    /// `limit` is the most the body may have, in bytes.
+    pub(super) fn new(
+        head: &[u8],
+        framing: Framing,
+        streamed: bool,
+        limit: usize,
+    ) -> Result<Self, Rejection> {
+        let decoder = match framing.body {
+            BodyLength::Known(length) if length > limit as u64 => return Err(Rejection::BodyTooLarge),
             BodyLength::Known(left) => Decoder::Known { left },
-            BodyLength::Chunked => Decoder::Chunked(Chunked::new()),
+            BodyLength::Chunked => Decoder::Chunked(Chunked::new(limit)),
         };
         // Not sized for the body: the client has only said how long it will be.
-        Self { bytes: head.to_vec(), head: head.len(), decoder, persistence }
+        Ok(Self {
+            bytes: head.to_vec(),
+            head: head.len(),
+            decoder,
+            framing,
+            streamed,
+            paused: false,
+            received: 0,
+        })
     }
 
     /// Takes what `input` has of the body: how many bytes that was, and whether the body is now whole.
     pub(super) fn receive(&mut self, input: &[u8], limits: &HttpLimits) -> Result<(usize, bool), Rejection> {
-        match &mut self.decoder {
+        let (used, whole) = match &mut self.decoder {
             Decoder::Known { left } => {
-                let here = input.get(..*left).unwrap_or(input);
+                let here = usize::try_from(*left).ok().and_then(|left| input.get(..left)).unwrap_or(input);
                 self.bytes.extend_from_slice(here);
-                *left -= here.len();
-                Ok((here.len(), *left == 0))
+                *left -= here.len() as u64;
+                (here.len(), *left == 0)
             }
-            Decoder::Chunked(chunked) => chunked.decode(input, &mut self.bytes, limits),
-        }
+            Decoder::Chunked(chunked) => chunked.decode(input, &mut self.bytes, limits)?,
+        };
+        self.received += used as u64;
+        Ok((used, whole))
     }
 
     /// The head and the body so far.
     pub(super) fn parts(&self) -> (&[u8], &[u8]) {
         self.bytes.split_at_checked(self.head).unwrap_or_default()
+    }
+
+    /// Forgets the body so far: it has been passed on.
+    pub(super) fn passed_on(&mut self) {
+        self.bytes.truncate(self.head);
     }
 
     pub(super) const fn held(&self) -> usize {
@@ -59,8 +86,8 @@ impl Pending {
 /// The chunked transfer coding (RFC 9112 section 7.1), read strictly: CRLF, hex digits, no space.
 struct Chunked {
     expect: Expect,
-    /// Body bytes announced by the chunks so far, within the body limit.
-    announced: usize,
+    /// Body bytes that further chunks may announce.
+    left: usize,
     extensions: usize,
     trailers: usize,
 }
@@ -85,8 +112,8 @@ enum Expect {
 const MAX_SIZE_DIGITS: u8 = 16;
 
 impl Chunked {
-    const fn new() -> Self {
-        Self { expect: Expect::Size { value: 0, digits: 0 }, announced: 0, extensions: 0, trailers: 0 }
+    const fn new(limit: usize) -> Self {
+        Self { expect: Expect::Size { value: 0, digits: 0 }, left: limit, extensions: 0, trailers: 0 }
     }
 
     /// Appends to `body` what `input` has of it: how many bytes were used, and whether this was all.
@@ -128,7 +155,7 @@ impl Chunked {
             }
             (Expect::SizeLineFeed { value: 0 }, b'\n') => Expect::TrailerStart,
             (&Expect::SizeLineFeed { value }, b'\n') => {
-                self.announced += value;
+                self.left -= value;
                 Expect::Data { left: value }
             }
             (Expect::DataReturn, b'\r') => Expect::DataLineFeed,
@@ -162,10 +189,8 @@ impl Chunked {
         }
         let value = value.checked_mul(16).and_then(|value| value.checked_add(usize::from(digit)));
         match value {
-            // `announced` is within the limit, so this cannot wrap.
-            Some(value) if value <= limits.body.saturating_sub(self.announced) => {
-                Ok(Expect::Size { value, digits: digits + 1 })
-            }
+            // So that taking it off `left` cannot wrap.
+            Some(value) if value <= self.left => Ok(Expect::Size { value, digits: digits + 1 }),
             _ => Err(Rejection::BodyTooLarge),
         }
     }
@@ -204,8 +229,8 @@ mod tests {
 
     /// What a chunked body decodes to, and how much of `input` it was, given in pieces of `piece` bytes.
     fn decode(input: &[u8], piece: usize) -> Result<(String, usize, bool), Rejection> {
-        let limits = HttpLimits { body: 20, chunk_extensions: 6, trailers: 10, ..HttpLimits::default() };
-        let (mut chunked, mut body, mut used, mut whole) = (Chunked::new(), Vec::new(), 0, false);
+        let limits = HttpLimits { chunk_extensions: 6, trailers: 10, ..HttpLimits::default() };
+        let (mut chunked, mut body, mut used, mut whole) = (Chunked::new(20), Vec::new(), 0, false);
         while used < input.len() && !whole {
             let end = input.len().min(used + piece);
             let (taken, done) = chunked.decode(&input[used..end], &mut body, &limits)?;

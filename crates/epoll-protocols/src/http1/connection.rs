@@ -1,19 +1,26 @@
 //! One client's place in the protocol: received bytes to requests, requests to answers. Not the transport:
 //! the caller keeps what is not consumed, sends what is written, and arms the deadlines.
 
+use epoll_reactor::FileSlice;
+
+use super::blocking::BlockingJob;
 use super::body::Pending;
-use super::date::DateHeader;
-use super::encode::{CONTINUE, Persistence, encode};
+use super::encode::{CONTINUE, Persistence, Terms};
+use super::exchange::{Exchange, Next, Progress, Stage};
 use super::framing::{BodyLength, framing};
-use super::limits::HttpLimits;
 use super::output::Output;
-use super::parse::{find_head_end, header_slots, parse_head};
+use super::parse::{as_http11, find_head_end, header_slots, parse_head};
 use super::reject::Rejection;
 use super::request::Request;
-use super::response::{Response, is_token_byte};
-use super::service::Service;
+use super::response::is_token_byte;
+use super::sending::Sending;
+use super::service::{BodyFlow, BodyMode, RequestId, Service};
+use answering::{Asked, end_sending};
 
-/// The HTTP state of one client. A few words, and no heap unless a body is arriving in pieces.
+mod answering;
+
+/// The HTTP state of one client. A few words, and no heap unless a body is arriving in pieces or an answer is not
+/// ready.
 #[derive(Default)]
 pub struct Connection {
     phase: Phase,
@@ -33,60 +40,21 @@ enum Phase {
     },
     /// Reading the body of a request.
     Body(Box<Pending>),
+    /// The service, or a thread that may block, has yet to answer.
+    Deferred(Box<Deferred>),
+    /// The body of an answer goes out as the client reads.
+    Sending(Box<Sending>),
     /// The last answer has been written.
     Closed,
 }
 
-/// What a [`Connection`] borrows from its loop for one call. All connections of a loop can share it.
-pub struct Exchange<'a, S, O> {
-    /// The bounds; the same ones for the whole life of a connection.
-    pub limits: &'a HttpLimits,
-    /// The date header, at the current second.
-    pub date: &'a DateHeader,
-    /// What answers the requests.
-    pub service: &'a mut S,
-    /// Scratch space, its content of no meaning between calls.
-    pub response: &'a mut Response,
-    /// Where the answers go, in order.
-    pub output: &'a mut O,
-}
-
-/// What became of the input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "what is not consumed has to be kept, and the connection may have to be closed"]
-pub struct Progress {
-    /// How many bytes from the start of the input are done with. The caller keeps the rest, and passes it
-    /// again with what follows it: never more than [`HttpLimits::head`], once `next` is
-    /// [`MoreInput`](Next::MoreInput).
-    pub consumed: usize,
-    /// What the caller has to do.
-    pub next: Next,
-}
-
-/// What the caller has to do after a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// Call again when more bytes have come.
-    MoreInput,
-    /// Send the output, then call again with the rest of the input, even if no more has come.
-    OutputFull,
-    /// Send the output, then close, in a way that does not destroy what the client has yet to receive
-    /// (RFC 9112 section 9.6). What it still sends is ignored. If a request was refused, why.
-    Close(Option<Rejection>),
-}
-
-/// How far a client is, for the deadline that applies to it. A new one starts whenever this or
-/// [`Connection::answered`] has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Between requests.
-    Idle,
-    /// Part of a head has come, or more, if the last call ended with [`Next::OutputFull`].
-    Head,
-    /// A head has come, and its body not yet.
-    Body,
-    /// Nothing more is read.
-    Closed,
+/// A request whose answer has been put off.
+struct Deferred {
+    id: RequestId,
+    /// For the access log.
+    head: Box<[u8]>,
+    terms: Terms,
+    job: Option<BlockingJob>,
 }
 
 /// Empty lines that are skipped before one request. RFC 9112 section 2.2 asks for one, for the sake of old
@@ -95,9 +63,10 @@ const MAX_BLANK_LINES: u8 = 4;
 
 /// What to do with the input that follows.
 enum Flow {
+    /// Go on with it.
     Continue,
-    Wait,
-    Close,
+    /// Leave it.
+    Stop(Next),
 }
 
 impl Connection {
@@ -121,10 +90,12 @@ impl Connection {
         let mut rest = input;
         self.backlog = false;
         loop {
-            if matches!(self.phase, Phase::Closed) {
-                return Progress { consumed: input.len(), next: Next::Close(None) };
-            }
             let consumed = input.len() - rest.len();
+            match self.phase {
+                Phase::Closed => return Progress { consumed: input.len(), next: Next::Close(None) },
+                Phase::Deferred(_) | Phase::Sending(_) => return Progress { consumed, next: Next::Wait },
+                Phase::Head { .. } | Phase::Body(_) => {}
+            }
             if rest.is_empty() {
                 return Progress { consumed, next: Next::MoreInput };
             }
@@ -134,10 +105,10 @@ impl Connection {
             }
             match self.advance(rest, exchange) {
                 Ok((used, Flow::Continue)) => rest = rest.get(used..).unwrap_or_default(),
-                Ok((used, Flow::Wait)) => {
-                    return Progress { consumed: consumed + used, next: Next::MoreInput };
+                Ok((_, Flow::Stop(next @ (Next::Close(_) | Next::Abort)))) => {
+                    return Progress { consumed: input.len(), next };
                 }
-                Ok((_, Flow::Close)) => self.phase = Phase::Closed,
+                Ok((used, Flow::Stop(next))) => return Progress { consumed: consumed + used, next },
                 Err(rejection) => {
                     let next = self.reject(rejection, exchange);
                     return Progress { consumed: input.len(), next };
@@ -147,7 +118,7 @@ impl Connection {
     }
 
     /// The client will send no more; `unread` is what earlier calls left unconsumed. Whole requests in it
-    /// are answered first, so this too can stop at [`Next::OutputFull`], to be called again with the rest.
+    /// are answered first, so this too can stop as [`receive`](Self::receive) does, to be called again with the rest.
     /// Otherwise it ends in [`Next::Close`], and an unfinished request is answered with 400 (RFC 9112
     /// section 8).
     pub fn end_of_input<S: Service, O: Output>(
@@ -156,30 +127,120 @@ impl Connection {
         exchange: &mut Exchange<'_, S, O>,
     ) -> Progress {
         let progress = self.receive(unread, exchange);
-        if progress.next != Next::MoreInput {
-            return progress;
+        match progress.next {
+            Next::MoreInput => {
+                let next = self.give_up(Rejection::Incomplete, exchange);
+                Progress { consumed: unread.len(), next }
+            }
+            _ => progress,
         }
-        let next = self.give_up(Rejection::Incomplete, exchange);
-        Progress { consumed: unread.len(), next }
+    }
+
+    /// Gives the answer that was put off, from `exchange.response`. `None`, and nothing is done, unless request
+    /// `number` is the one that waits for it: its client may have been given up in the meantime.
+    pub fn respond<S: Service, O: Output>(
+        &mut self,
+        number: u64,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Option<Next> {
+        let Phase::Deferred(deferred) = &mut self.phase else { return None };
+        if deferred.id.number != number {
+            return None;
+        }
+        let Deferred { id, terms, .. } = **deferred;
+        let head = std::mem::take(&mut deferred.head);
+        Some(self.write(id, terms, Asked::Head(head), exchange))
+    }
+
+    /// Goes on with an answer that was waiting for room.
+    pub fn resume<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
+        match &self.phase {
+            Phase::Sending(_) => self.send(exchange),
+            Phase::Deferred(_) => Next::Wait,
+            Phase::Body(pending) if pending.paused => Next::Wait,
+            Phase::Head { .. } | Phase::Body(_) => Next::MoreInput,
+            Phase::Closed => Next::Close(None),
+        }
+    }
+
+    /// Goes on with request `number`, as the service asks: its stream has something to write again, or its body is
+    /// wanted again. `None`, and nothing is done, unless that request is the one under way.
+    pub fn wake<S: Service, O: Output>(
+        &mut self,
+        number: u64,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Option<Next> {
+        match &mut self.phase {
+            Phase::Sending(sending) if sending.id.number == number => Some(self.send(exchange)),
+            Phase::Body(pending) if pending.paused && self.answered == number => {
+                pending.paused = false;
+                Some(Next::MoreInput)
+            }
+            _ => None,
+        }
+    }
+
+    /// What [`Next::Disk`] is about.
+    #[must_use]
+    pub fn cold(&self) -> Option<FileSlice> {
+        match &self.phase {
+            Phase::Sending(sending) => sending.cold(),
+            _ => None,
+        }
+    }
+
+    /// What [`cold`](Self::cold) said has been read from the disk.
+    pub fn warmed<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
+        if let Phase::Sending(sending) = &mut self.phase {
+            sending.warmed();
+        }
+        self.resume(exchange)
+    }
+
+    /// The job that answers, to be run by a thread that may block; [`respond`](Self::respond) takes its result. Once
+    /// after each [`Next::Wait`], if there is one.
+    pub fn take_job(&mut self) -> Option<BlockingJob> {
+        match &mut self.phase {
+            Phase::Deferred(deferred) => deferred.job.take(),
+            _ => None,
+        }
     }
 
     /// The client took too long: an unfinished request is answered with 408 (RFC 9110 section 15.5.9); to an
     /// idle client nothing is said. The result is always [`Next::Close`].
-    pub fn request_timeout<S, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
+    pub fn request_timeout<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
         self.give_up(Rejection::TimedOut, exchange)
+    }
+
+    /// The client is gone. The service is told of what was under way.
+    pub fn abandon<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) {
+        match std::mem::replace(&mut self.phase, Phase::Closed) {
+            Phase::Body(pending) if pending.streamed => {
+                exchange.service.on_end(self.request_id(exchange), false);
+            }
+            Phase::Deferred(deferred) => exchange.service.on_end(deferred.id, false),
+            Phase::Sending(sending) => end_sending(&sending, false, exchange),
+            Phase::Head { .. } | Phase::Body(_) | Phase::Closed => {}
+        }
     }
 
     /// From now on there is one response more, to the request being received or the next one, and it says
     /// `Connection: close` (RFC 9112 section 9.6). A client that [is idle](Self::is_idle) may as well be
     /// closed at once.
-    pub const fn start_drain(&mut self) {
+    pub fn start_drain(&mut self) {
         self.draining = true;
+        match &mut self.phase {
+            Phase::Deferred(deferred) => deferred.terms.persistence = Persistence::Close,
+            // Its head has been written, but it is still the last one.
+            Phase::Sending(sending) => sending.persistence = Persistence::Close,
+            Phase::Head { .. } | Phase::Body(_) | Phase::Closed => {}
+        }
     }
 
     /// Whether no part of a request has been received.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.stage() == Stage::Idle
+    pub const fn is_idle(&self) -> bool {
+        matches!(self.stage(), Stage::Idle)
     }
 
     /// How far the client is.
@@ -187,23 +248,36 @@ impl Connection {
     pub const fn stage(&self) -> Stage {
         match &self.phase {
             Phase::Closed => Stage::Closed,
+            Phase::Body(pending) if pending.paused => Stage::Answering,
             Phase::Body(_) => Stage::Body,
+            Phase::Deferred(_) | Phase::Sending(_) => Stage::Answering,
             Phase::Head { searched: 0, .. } if !self.backlog => Stage::Idle,
             Phase::Head { .. } => Stage::Head,
         }
     }
 
-    /// How many requests the service has answered.
+    /// How many requests the service has answered, or promised to.
     #[must_use]
     pub const fn answered(&self) -> u64 {
         self.answered
     }
 
-    /// Bytes of heap this connection holds: none, unless a body is arriving in pieces.
+    /// Bytes of the body that is arriving which have come so far, as they were sent.
     #[must_use]
-    pub const fn held(&self) -> usize {
+    pub const fn body_received(&self) -> u64 {
+        match &self.phase {
+            Phase::Body(pending) => pending.received,
+            _ => 0,
+        }
+    }
+
+    /// Bytes of heap this connection holds: none, unless a body is arriving in pieces or an answer is not ready.
+    #[must_use]
+    pub fn held(&self) -> usize {
         match &self.phase {
             Phase::Body(pending) => pending.held(),
+            Phase::Deferred(deferred) => deferred.head.len() + size_of::<Deferred>(),
+            Phase::Sending(sending) => sending.head.len() + size_of::<Sending>(),
             Phase::Head { .. } | Phase::Closed => 0,
         }
     }
@@ -217,7 +291,9 @@ impl Connection {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
             Phase::Head { searched, blank_lines } => self.head(input, searched, blank_lines, exchange),
             Phase::Body(pending) => self.body(input, pending, exchange),
-            Phase::Closed => Ok((input.len(), Flow::Close)),
+            Phase::Deferred(_) | Phase::Sending(_) | Phase::Closed => {
+                Ok((input.len(), Flow::Stop(Next::Close(None))))
+            }
         }
     }
 
@@ -235,7 +311,7 @@ impl Connection {
             }
             [b'\r'] => {
                 self.phase = Phase::Head { searched: 1, blank_lines };
-                return Ok((0, Flow::Wait));
+                return Ok((0, Flow::Stop(Next::MoreInput)));
             }
             // Told now, since a client that does not speak HTTP will never end its head.
             [first, ..] if !is_token_byte(*first) => return Err(Rejection::NotHttp),
@@ -243,24 +319,50 @@ impl Connection {
         }
         let Some(end) = find_head_end(input, searched, exchange.limits.head)? else {
             self.phase = Phase::Head { searched: input.len(), blank_lines };
-            return Ok((0, Flow::Wait));
+            return Ok((0, Flow::Stop(Next::MoreInput)));
         };
         let (head, after) = input.split_at_checked(end).unwrap_or((input, &[]));
+        let (used, flow) = match self.request(head, after, exchange) {
+            Err(Rejection::NewerMinorVersion) => self.request(&as_http11(head), after, exchange)?,
+            result => result?,
+        };
+        Ok((end + used, flow))
+    }
+
+    /// A head is here, and what came behind it. How much of that was used.
+    fn request<S: Service, O: Output>(
+        &mut self,
+        head: &[u8],
+        after: &[u8],
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Result<(usize, Flow), Rejection> {
         let mut slots = header_slots();
         let request = parse_head(head, &mut slots, exchange.limits)?;
-        let framing = framing(&request, exchange.limits)?;
-        if let BodyLength::Known(length) = framing.body
-            && let Some(body) = after.get(..length)
-        {
-            let flow = self.answer(&Request { body, ..request }, framing.persistence, exchange);
-            return Ok((end + length, flow));
+        let framing = framing(&request)?;
+        let request = Request { id: self.request_id(exchange), client: exchange.client, ..request };
+        if framing.body == BodyLength::Known(0) {
+            return Ok((0, self.answer(head, &request, framing, exchange)));
         }
+        let (streamed, limit) = match exchange.service.body_mode(&request) {
+            BodyMode::Collect => (false, exchange.limits.body),
+            BodyMode::Stream { limit } => (true, limit),
+            BodyMode::Refuse(status) => return Err(Rejection::Service(status)),
+        };
+        if !streamed
+            && let BodyLength::Known(length) = framing.body
+            && length <= limit as u64
+            && let Some(body) = usize::try_from(length).ok().and_then(|length| after.get(..length))
+        {
+            let flow = self.answer(head, &Request { body, ..request }, framing, exchange);
+            return Ok((body.len(), flow));
+        }
+        let pending = Pending::new(head, framing, streamed, limit)?;
         // RFC 9110 section 10.1.1: not needed once the client has begun to send the body.
         if framing.expects_continue && after.is_empty() {
             exchange.output.copy(CONTINUE);
         }
-        self.phase = Phase::Body(Box::new(Pending::new(head, framing.body, framing.persistence)));
-        Ok((end, Flow::Continue))
+        self.phase = Phase::Body(Box::new(pending));
+        Ok((0, Flow::Continue))
     }
 
     fn body<S: Service, O: Output>(
@@ -269,54 +371,47 @@ impl Connection {
         mut pending: Box<Pending>,
         exchange: &mut Exchange<'_, S, O>,
     ) -> Result<(usize, Flow), Rejection> {
-        let (used, whole) = pending.receive(input, exchange.limits)?;
-        if !whole {
+        if pending.paused {
             self.phase = Phase::Body(pending);
-            return Ok((used, Flow::Continue));
+            return Ok((0, Flow::Stop(Next::Wait)));
+        }
+        let id = self.request_id(exchange);
+        let result = pending.receive(input, exchange.limits);
+        if pending.streamed {
+            let flow = match (&result, pending.parts().1) {
+                (Ok(_), []) => Ok(BodyFlow::Continue),
+                (Ok(_), piece) => match exchange.service.on_body(id, piece) {
+                    BodyFlow::Refuse(status) => Err(Rejection::Service(status)),
+                    flow => Ok(flow),
+                },
+                (Err(rejection), _) => Err(*rejection),
+            };
+            match flow {
+                Ok(flow) => pending.paused = flow == BodyFlow::Pause,
+                Err(rejection) => {
+                    exchange.service.on_end(id, false);
+                    return Err(rejection);
+                }
+            }
+            pending.passed_on();
+        }
+        let (used, whole) = result?;
+        if !whole {
+            let flow = if pending.paused { Flow::Stop(Next::Wait) } else { Flow::Continue };
+            self.phase = Phase::Body(pending);
+            return Ok((used, flow));
         }
         let (head, body) = pending.parts();
         let mut slots = header_slots();
         let request = parse_head(head, &mut slots, exchange.limits)?;
-        let flow = self.answer(&Request { body, ..request }, pending.persistence, exchange);
+        let request = Request { body, id, client: exchange.client, ..request };
+        let flow = self.answer(head, &request, pending.framing, exchange);
         Ok((used, flow))
     }
 
-    fn answer<S: Service, O: Output>(
-        &mut self,
-        request: &Request<'_>,
-        persistence: Persistence,
-        exchange: &mut Exchange<'_, S, O>,
-    ) -> Flow {
-        let response = &mut *exchange.response;
-        response.clear();
-        exchange.service.call(request, response);
-        let persistence = if self.draining || response.close { Persistence::Close } else { persistence };
-        encode(response, exchange.date, persistence, request.method() == "HEAD", exchange.output);
-        self.answered += 1;
-        if persistence == Persistence::Close {
-            return Flow::Close;
-        }
-        self.phase = Phase::default();
-        Flow::Continue
-    }
-
-    /// Ends the connection: in silence if nothing is owed, otherwise with `rejection`.
-    fn give_up<S, O: Output>(&mut self, rejection: Rejection, exchange: &mut Exchange<'_, S, O>) -> Next {
-        match self.stage() {
-            Stage::Head | Stage::Body => self.reject(rejection, exchange),
-            Stage::Idle | Stage::Closed => {
-                self.phase = Phase::Closed;
-                Next::Close(None)
-            }
-        }
-    }
-
-    fn reject<S, O: Output>(&mut self, rejection: Rejection, exchange: &mut Exchange<'_, S, O>) -> Next {
-        self.phase = Phase::Closed;
-        exchange.response.clear();
-        exchange.response.set_status(rejection.status());
-        encode(exchange.response, exchange.date, Persistence::Close, false, exchange.output);
-        Next::Close(Some(rejection))
+    /// The name of the request being received.
+    const fn request_id<S, O>(&self, exchange: &Exchange<'_, S, O>) -> RequestId {
+        RequestId { connection: exchange.connection, number: self.answered }
     }
 }
 
@@ -334,15 +429,6 @@ impl std::fmt::Debug for Connection {
             .field("draining", &self.draining)
             .field("answered", &self.answered)
             .finish()
-    }
-}
-
-impl<S, O> std::fmt::Debug for Exchange<'_, S, O> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Exchange")
-            .field("limits", self.limits)
-            .field("date", self.date)
-            .finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,8 @@ use std::mem;
 
 use super::date::DateHeader;
 use super::output::Output;
-use super::response::{Body, Response};
+use super::response::{Body, Part, Response};
+use super::sending::{Framing, Rest};
 
 /// What the response says about the connection's future (RFC 9112 section 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,31 +26,59 @@ const SHARED_FROM: usize = 4 * 1024;
 /// The interim response that tells a client to send its body (RFC 9110 section 15.2.1).
 pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Appends `response` to `output`, and takes its body out of it. `head_only` leaves the body out and says
-/// the same about it: RFC 9110 section 9.3.2.
+/// What the encoder has to know of the exchange.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    pub(super) persistence: Persistence,
+    /// The body is left out and the same said about it: RFC 9110 section 9.3.2.
+    pub(super) head_only: bool,
+    /// The client knows of no chunks.
+    pub(super) http10: bool,
+}
+
+/// What was appended.
+pub(super) struct Encoded {
+    /// As in the terms, unless the end of the body can only be told by that of the connection.
+    pub(super) persistence: Persistence,
+    pub(super) body_bytes: u64,
+    /// The body, if it does not go out in one piece.
+    pub(super) rest: Option<Rest>,
+}
+
+/// Appends `response` to `output`, and takes its body out of it.
 pub(super) fn encode(
     response: &mut Response,
     date: &DateHeader,
-    persistence: Persistence,
-    head_only: bool,
+    terms: Terms,
     output: &mut impl Output,
-) {
+) -> Encoded {
+    if matches!(response.body, Body::Deferred | Body::Blocking(_)) {
+        // Promised again by the one who was to keep the promise.
+        response.clear();
+        response.set_status(500);
+    }
     let status = response.status();
-    let shared = match mem::take(&mut response.body) {
-        Body::Written => None,
-        Body::Shared(body) => Some(body),
+    let body = mem::take(&mut response.body);
+    let (length, framing) = match &body {
+        Body::Written | Body::Deferred | Body::Blocking(_) => (response.written.len() as u64, None),
+        Body::Shared(bytes) => (bytes.len() as u64, None),
+        Body::Parts(parts) => (parts.iter().map(Part::length).sum(), None),
+        Body::Stream(Some(length)) => (*length, Some(Framing::Sized(*length))),
+        Body::Stream(None) if terms.http10 => (0, Some(Framing::ToEnd)),
+        Body::Stream(None) => (0, Some(Framing::Chunked)),
     };
-    let length = shared.as_ref().map_or(response.written.len(), |body| body.len());
+    // Whatever the service set.
+    let bodyless = terms.head_only || has_no_content(status);
+    let persistence = match framing {
+        Some(Framing::ToEnd) if !bodyless => Persistence::Close,
+        _ => terms.persistence,
+    };
 
     let head = &mut response.head;
     head.clear();
     status_line(status, head);
     head.extend_from_slice(date.line());
-    if let Some(length) = content_length(status, length) {
-        head.extend_from_slice(b"Content-Length: ");
-        head.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
-        head.extend_from_slice(b"\r\n");
-    }
+    length_field(status, length, framing, head);
     head.extend_from_slice(match persistence {
         Persistence::Close => b"Connection: close\r\n",
         Persistence::Implied => b"",
@@ -58,31 +87,64 @@ pub(super) fn encode(
     head.extend_from_slice(&response.fields);
     head.extend_from_slice(b"\r\n");
 
-    // RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5: no content, whatever the service set.
-    let bodyless = head_only || matches!(status, 204 | 205 | 304);
-    match shared {
+    let mut encoded = Encoded { persistence, body_bytes: if bodyless { 0 } else { length }, rest: None };
+    match body {
         _ if bodyless => output.copy(head),
-        Some(body) if body.len() >= SHARED_FROM => {
+        Body::Shared(body) if body.len() >= SHARED_FROM => {
             output.copy(head);
             output.share(body);
         }
-        Some(body) => {
+        Body::Shared(body) => {
             head.extend_from_slice(&body);
             output.copy(head);
         }
-        None if response.written.len() >= SHARED_FROM => {
+        Body::Parts(parts) => {
+            output.copy(head);
+            encoded.body_bytes = 0;
+            encoded.rest = Some(Rest::Parts { parts: parts.into(), warmed: false });
+        }
+        Body::Stream(_) => {
+            output.copy(head);
+            encoded.body_bytes = 0;
+            encoded.rest = framing.map(Rest::Stream);
+        }
+        Body::Written | Body::Deferred | Body::Blocking(_) if response.written.len() >= SHARED_FROM => {
             output.copy(head);
             output.copy(&response.written);
         }
-        None => {
+        Body::Written | Body::Deferred | Body::Blocking(_) => {
             head.extend_from_slice(&response.written);
             output.copy(head);
+        }
+    }
+    encoded
+}
+
+/// RFC 9110 sections 15.3.5, 15.3.6 and 15.4.5.
+const fn has_no_content(status: u16) -> bool {
+    matches!(status, 204 | 205 | 304)
+}
+
+/// How the end of the body is told, in one way at most (RFC 9112 section 6.3).
+fn length_field(status: u16, length: u64, framing: Option<Framing>, head: &mut Vec<u8>) {
+    match framing {
+        // RFC 9112 section 6.1: never with a 204, and none is of use with a 304.
+        Some(Framing::Chunked) if !has_no_content(status) => {
+            head.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        }
+        Some(Framing::ToEnd) if !has_no_content(status) => {}
+        _ => {
+            if let Some(length) = content_length(status, length) {
+                head.extend_from_slice(b"Content-Length: ");
+                head.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+                head.extend_from_slice(b"\r\n");
+            }
         }
     }
 }
 
 /// The length to tell for a body of `length` bytes, if any.
-const fn content_length(status: u16, length: usize) -> Option<usize> {
+const fn content_length(status: u16, length: u64) -> Option<u64> {
     match (status, length) {
         // RFC 9110 section 8.6: never in a 204.
         (204, _) => None,
@@ -157,7 +219,9 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use bytes::Bytes;
+    use epoll_reactor::FileSlice;
 
+    use super::super::output::NotCached;
     use super::*;
 
     /// Keeps apart what was copied and what was shared.
@@ -173,6 +237,10 @@ mod tests {
             self.0.push((true, data.to_vec()));
         }
 
+        fn file(&mut self, _: FileSlice, _: bool) -> Result<(), NotCached> {
+            Err(NotCached)
+        }
+
         fn waiting(&self) -> usize {
             self.0.iter().map(|(_, data)| data.len()).sum()
         }
@@ -180,7 +248,8 @@ mod tests {
 
     fn text(response: &mut Response, persistence: Persistence, head_only: bool) -> String {
         let mut output = Vec::new();
-        encode(response, &DateHeader::new(UNIX_EPOCH), persistence, head_only, &mut output);
+        let terms = Terms { persistence, head_only, http10: false };
+        encode(response, &DateHeader::new(UNIX_EPOCH), terms, &mut output);
         String::from_utf8(output).unwrap()
     }
 
@@ -232,7 +301,8 @@ mod tests {
             let mut response = Response::new();
             response.set_shared_body(vec![b'x'; size].into());
             let mut output = Pieces::default();
-            encode(&mut response, &DateHeader::new(UNIX_EPOCH), Persistence::Implied, false, &mut output);
+            let terms = Terms { persistence: Persistence::Implied, head_only: false, http10: false };
+            encode(&mut response, &DateHeader::new(UNIX_EPOCH), terms, &mut output);
             assert_eq!(output.0.iter().map(|(shared, _)| *shared).collect::<Vec<_>>(), pieces);
             let all: Vec<u8> = output.0.into_iter().flat_map(|(_, data)| data).collect();
             assert!(all.ends_with(&vec![b'x'; size]), "{size}");

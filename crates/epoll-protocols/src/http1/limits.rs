@@ -26,6 +26,9 @@ pub struct HttpLimits {
     pub chunk_extensions: usize,
     /// The trailer fields of one body, all together; beyond it the answer is 431. They are checked and dropped.
     pub trailers: usize,
+    /// The requests of one connection; the answer to the last one says that the connection ends. At least 1. A
+    /// client that stays for ever keeps whatever it has been given, so none does.
+    pub requests: u64,
     /// Once this much output waits, no further request is read until the caller has taken it: pipelined
     /// requests for a large answer would otherwise turn a few bytes of input into any amount of memory.
     pub output_batch: usize,
@@ -40,6 +43,7 @@ impl Default for HttpLimits {
             body: 1024 * 1024,
             chunk_extensions: 4 * 1024,
             trailers: 8 * 1024,
+            requests: 100_000,
             output_batch: 64 * 1024,
         }
     }
@@ -57,6 +61,7 @@ impl HttpLimits {
             (self.headers > 0, "headers must be at least 1: every HTTP/1.1 request has a Host"),
             (self.target > 0, "target must be at least 1"),
             (self.target < self.head, "target must be below head, which contains it"),
+            (self.requests > 0, "requests must be at least 1"),
             (self.output_batch > 0, "output_batch must be at least 1"),
         ];
         match rules.into_iter().find(|(holds, _)| !holds) {
@@ -90,6 +95,7 @@ mod tests {
             (HttpLimits { headers: 0, ..HttpLimits::default() }, "headers must be at least 1"),
             (HttpLimits { target: 0, ..HttpLimits::default() }, "target must be at least 1"),
             (HttpLimits { target: 16 * 1024, ..HttpLimits::default() }, "target must be below head"),
+            (HttpLimits { requests: 0, ..HttpLimits::default() }, "requests"),
             (HttpLimits { output_batch: 0, ..HttpLimits::default() }, "output_batch"),
         ];
         for (limits, words) in broken {

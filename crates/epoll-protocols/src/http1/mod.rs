@@ -11,6 +11,7 @@
 //!
 //! ```
 //! use std::time::SystemTime;
+//! use epoll_reactor::Address;
 //! use epoll_protocols::http1::{Connection, DateHeader, Exchange, HttpLimits, Next, Request, Response};
 //!
 //! let mut hello = |request: &Request<'_>, response: &mut Response| match request.path() {
@@ -22,6 +23,8 @@
 //! let mut exchange = Exchange {
 //!     limits: &limits,
 //!     date: &date,
+//!     connection: 0,
+//!     client: &Address::UnixUnnamed,
 //!     service: &mut hello,
 //!     response: &mut response,
 //!     output: &mut output,
@@ -35,10 +38,14 @@
 //! assert!(output.ends_with(b"\r\n\r\nHello!"));
 //! ```
 
+mod blocking;
 mod body;
+mod client;
+mod config;
 mod connection;
 mod date;
 mod encode;
+mod exchange;
 mod framing;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -48,15 +55,24 @@ mod output;
 mod parse;
 mod reject;
 mod request;
+mod responder;
 mod response;
+mod router;
+mod sending;
 mod service;
 
-pub use connection::{Connection, Exchange, Next, Progress, Stage};
+pub use blocking::BlockingJob;
+pub use config::HttpConfig;
+pub use connection::Connection;
 pub use date::DateHeader;
-pub use handler::{Http, HttpConfig, HttpConn};
+pub use exchange::{Exchange, Next, Progress, Stage};
+pub use handler::{Http, HttpMessage};
 pub use limits::{HttpLimits, HttpLimitsError, MAX_HEADERS};
-pub use output::Output;
+pub use output::{NotCached, Output};
 pub use reject::Rejection;
 pub use request::{Request, Version};
-pub use response::{HeaderError, Response};
-pub use service::Service;
+pub use responder::Responder;
+pub use response::{HeaderError, Part, Response};
+pub use router::{Parameters, RouteError, Router, allow};
+pub use sending::BodyWriter;
+pub use service::{Answered, BodyFlow, BodyMode, RequestId, Service};

@@ -1,10 +1,11 @@
 //! Where answers go. Not a socket: an implementation records bytes, it does not wait for anybody.
 
+use std::os::unix::fs::FileExt;
+
 use bytes::Bytes;
+use epoll_reactor::FileSlice;
 
 /// Takes the bytes of answers, in order.
-///
-/// A response is handed over in at most two calls: its head by [`copy`](Self::copy), its body by either.
 pub trait Output {
     /// Appends a copy of `data`.
     fn copy(&mut self, data: &[u8]);
@@ -12,10 +13,21 @@ pub trait Output {
     /// Appends `data`, without copying it if the implementation can.
     fn share(&mut self, data: Bytes);
 
+    /// Appends a part of a file, without reading it if the implementation can.
+    ///
+    /// # Errors
+    /// [`NotCached`]: nothing was appended, since it would have to wait for the disk; and with `wait` never.
+    fn file(&mut self, slice: FileSlice, wait: bool) -> Result<(), NotCached>;
+
     /// How many bytes wait to be sent, to be held against [`HttpLimits::output_batch`](super::HttpLimits::output_batch).
     fn waiting(&self) -> usize;
 }
 
+/// Sending this now would wait for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotCached;
+
+/// Reads files on the spot. One that is shorter than it was ends the answer early.
 impl Output for Vec<u8> {
     fn copy(&mut self, data: &[u8]) {
         self.extend_from_slice(data);
@@ -23,6 +35,16 @@ impl Output for Vec<u8> {
 
     fn share(&mut self, data: Bytes) {
         self.extend_from_slice(&data);
+    }
+
+    fn file(&mut self, slice: FileSlice, _: bool) -> Result<(), NotCached> {
+        let before = self.len();
+        self.resize(before + usize::try_from(slice.length).unwrap_or(0), 0);
+        let room = self.get_mut(before..).unwrap_or_default();
+        if slice.file.read_exact_at(room, slice.offset).is_err() {
+            self.truncate(before);
+        }
+        Ok(())
     }
 
     fn waiting(&self) -> usize {

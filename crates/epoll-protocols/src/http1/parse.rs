@@ -5,12 +5,17 @@
 
 use std::mem::MaybeUninit;
 
+use epoll_reactor::Address;
 use httparse::Header;
 
 use super::framing::is_authority;
 use super::limits::{HttpLimits, MAX_HEADERS};
 use super::reject::Rejection;
 use super::request::{Request, Version, split_absolute};
+use super::service::RequestId;
+
+/// Whose request it is, until the connection says so.
+static NOBODY: Address = Address::UnixUnnamed;
 
 /// Room for the header fields of one request, on the stack and not cleared.
 pub(super) type HeaderSlots<'b> = [MaybeUninit<Header<'b>>; MAX_HEADERS];
@@ -63,45 +68,63 @@ pub(super) fn parse_head<'h, 'b: 'h>(
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Rejection::RequestLine);
     };
-    // RFC 9110 section 15.6.2: CONNECT and TRACE would have this server be a proxy or an echo of secrets.
-    if matches!(method, "CONNECT" | "TRACE") {
-        return Err(Rejection::Method);
-    }
     if target.len() > limits.target {
         return Err(Rejection::TargetTooLong);
     }
     if !is_target(method, target) {
         return Err(Rejection::Target);
     }
+    // RFC 9110 section 15.6.2: CONNECT and TRACE would have this server be a proxy or an echo of secrets.
+    if matches!(method, "CONNECT" | "TRACE") {
+        return Err(Rejection::Method);
+    }
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
-    Ok(Request { method, target, version, headers: parsed.headers, body: &[] })
+    let id = RequestId { connection: 0, number: 0 };
+    Ok(Request { method, target, version, headers: parsed.headers, body: &[], id, client: &NOBODY })
 }
 
 fn classify(error: httparse::Error, head: &[u8]) -> Rejection {
     match error {
         httparse::Error::TooManyHeaders => Rejection::TooManyHeaders,
         httparse::Error::HeaderName | httparse::Error::HeaderValue => Rejection::Header,
-        httparse::Error::Version if speaks_other_version(head) => Rejection::Version,
-        httparse::Error::Version
-        | httparse::Error::NewLine
-        | httparse::Error::Status
-        | httparse::Error::Token => Rejection::RequestLine,
+        httparse::Error::Version => version_fault(head),
+        httparse::Error::NewLine | httparse::Error::Status | httparse::Error::Token => Rejection::RequestLine,
     }
 }
 
-/// Whether a request line whose version was refused is otherwise one, so that the fault is the version
-/// (RFC 9110 section 15.6.6) and not, say, a space in the target.
-fn speaks_other_version(head: &[u8]) -> bool {
+/// The fault of a request line whose version was refused: the version (RFC 9110 section 15.6.6) if it is otherwise
+/// one, and not, say, a space in the target.
+fn version_fault(head: &[u8]) -> Rejection {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let mut words = line.split(|byte| *byte == b' ').skip(2);
-    let (Some(version), None) = (words.next(), words.next()) else { return false };
-    matches!(version, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
+    match (words.next(), words.next()) {
+        (Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9']), None) => Rejection::NewerMinorVersion,
+        (Some([b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']), None) => Rejection::Version,
+        _ => Rejection::RequestLine,
+    }
 }
 
-/// RFC 9112 section 3.2: origin, absolute or asterisk form. A fragment is no part of any.
+/// A head that says HTTP/1.2 or later as one of HTTP/1.1, the highest version this server has (RFC 9110
+/// section 2.5).
+pub(super) fn as_http11(head: &[u8]) -> Vec<u8> {
+    let mut copy = head.to_vec();
+    let line = memchr::memchr(b'\r', head).unwrap_or(head.len());
+    if let Some(minor) = copy.get_mut(..line).and_then(<[u8]>::last_mut) {
+        *minor = b'1';
+    }
+    copy
+}
+
+/// RFC 9112 section 3.2: origin or absolute form, asterisk form for OPTIONS, and authority form for CONNECT and
+/// nobody else. A fragment is no part of any.
 fn is_target(method: &str, target: &str) -> bool {
     if target.contains('#') {
         return false;
+    }
+    if method == "CONNECT" {
+        // Section 3.2.3: with a port.
+        return is_authority(target.as_bytes())
+            && target.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty());
     }
     if target.starts_with('/') {
         return true;
@@ -172,7 +195,10 @@ mod tests {
             ("GET / HTTP/1.1\rX: y", Rejection::RequestLine),
             ("GET / HTTP/2.0", Rejection::Version),
             ("GET / HTTP/0.9", Rejection::Version),
-            ("GET / HTTP/1.2", Rejection::Version),
+            ("GET / HTTP/1.2", Rejection::NewerMinorVersion),
+            ("GET / HTTP/1.9", Rejection::NewerMinorVersion),
+            ("GET / HTTP/1.10", Rejection::RequestLine),
+            ("GET / HTTP/3.0", Rejection::Version),
             ("GET * HTTP/1.1", Rejection::Target),
             ("GET a HTTP/1.1", Rejection::Target),
             ("GET /a#b HTTP/1.1", Rejection::Target),
@@ -181,6 +207,11 @@ mod tests {
             ("GET http://u@h/ HTTP/1.1", Rejection::Target),
             ("GET ftp://h/ HTTP/1.1", Rejection::Target),
             ("CONNECT h:443 HTTP/1.1", Rejection::Method),
+            ("CONNECT / HTTP/1.1", Rejection::Target),
+            ("CONNECT h HTTP/1.1", Rejection::Target),
+            ("CONNECT http://h:1/ HTTP/1.1", Rejection::Target),
+            ("GET h:443 HTTP/1.1", Rejection::Target),
+            ("OPTIONS h:443 HTTP/1.1", Rejection::Target),
             ("TRACE / HTTP/1.1", Rejection::Method),
         ];
         for (line, rejection) in bad {

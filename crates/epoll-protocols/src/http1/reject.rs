@@ -17,8 +17,10 @@ pub enum Rejection {
     Target,
     /// The target is longer than [`HttpLimits::target`](super::HttpLimits::target).
     TargetTooLong,
-    /// The protocol is HTTP, but neither 1.0 nor 1.1.
+    /// The protocol is HTTP, but of another major version than 1.
     Version,
+    /// The version is 1.2 or later. Nobody is refused for it: the request is read as one of 1.1.
+    NewerMinorVersion,
     /// A header field has a bad name, a bad byte in its value, a space before its colon or is folded.
     Header,
     /// The head is larger than [`HttpLimits::head`](super::HttpLimits::head).
@@ -50,6 +52,8 @@ pub enum Rejection {
     Incomplete,
     /// The request took longer than the caller allows.
     TimedOut,
+    /// The service did not want the body: [`BodyMode::Refuse`](super::BodyMode::Refuse).
+    Service(u16),
 }
 
 impl Rejection {
@@ -74,7 +78,8 @@ impl Rejection {
             Self::Expectation => 417,
             Self::HeadTooLarge | Self::TooManyHeaders | Self::TrailersTooLarge => 431,
             Self::UnknownCoding | Self::Method => 501,
-            Self::Version => 505,
+            Self::Version | Self::NewerMinorVersion => 505,
+            Self::Service(status) => status,
         }
     }
 }
@@ -87,7 +92,7 @@ impl fmt::Display for Rejection {
             Self::RequestLine => "bad request line",
             Self::Target => "bad request target",
             Self::TargetTooLong => "request target too long",
-            Self::Version => "unsupported HTTP version",
+            Self::Version | Self::NewerMinorVersion => "unsupported HTTP version",
             Self::Header => "bad header field",
             Self::HeadTooLarge => "request head too large",
             Self::TooManyHeaders => "too many header fields",
@@ -103,6 +108,7 @@ impl fmt::Display for Rejection {
             Self::TrailersTooLarge => "trailer fields too large",
             Self::Incomplete => "the request ended in its middle",
             Self::TimedOut => "the request took too long",
+            Self::Service(_) => "the service refused the body",
         })
     }
 }

@@ -3,7 +3,10 @@
 
 use std::fmt;
 
+use epoll_reactor::Address;
 use httparse::Header;
+
+use super::service::RequestId;
 
 /// One request, its body included.
 ///
@@ -16,6 +19,8 @@ pub struct Request<'a> {
     pub(super) version: Version,
     pub(super) headers: &'a [Header<'a>],
     pub(super) body: &'a [u8],
+    pub(super) id: RequestId,
+    pub(super) client: &'a Address,
 }
 
 /// The version a client speaks. Responses always say 1.1, the highest this server knows (RFC 9110 section 2.5).
@@ -64,6 +69,18 @@ impl<'a> Request<'a> {
             Some((authority, _)) => Some(authority),
             None => self.header("host").and_then(|value| std::str::from_utf8(value).ok()),
         }
+    }
+
+    /// Its name among all requests, for answers that come later.
+    #[must_use]
+    pub const fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// The address of the peer: a client's, or that of a proxy on the way.
+    #[must_use]
+    pub const fn client(&self) -> &'a Address {
+        self.client
     }
 
     /// The client's version.
@@ -124,7 +141,9 @@ mod tests {
     use super::*;
 
     fn request<'a>(target: &'a str, headers: &'a [Header<'a>]) -> Request<'a> {
-        Request { method: "GET", target, version: Version::Http11, headers, body: b"" }
+        let id = RequestId { connection: 1, number: 0 };
+        let client = &Address::UnixUnnamed;
+        Request { method: "GET", target, version: Version::Http11, headers, body: b"", id, client }
     }
 
     #[test]

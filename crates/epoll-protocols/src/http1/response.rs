@@ -4,6 +4,9 @@
 use std::fmt;
 
 use bytes::Bytes;
+use epoll_reactor::FileSlice;
+
+use super::Request;
 
 /// What a service answers: `200` with no fields and no body until it says otherwise.
 ///
@@ -27,6 +30,34 @@ pub(super) enum Body {
     #[default]
     Written,
     Shared(Bytes),
+    Parts(Vec<Part>),
+    /// Written by the service as the client reads, with its length if it is known.
+    Stream(Option<u64>),
+    /// The service will answer later.
+    Deferred,
+    /// A thread that may block answers.
+    Blocking(Job),
+}
+
+/// See [`Response::run_blocking`].
+pub(super) type Job = Box<dyn FnOnce(&Request<'_>, &mut Response) + Send>;
+
+/// A piece of a body that is made of several: see [`Response::set_parts`].
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Bytes in memory, which are not copied.
+    Bytes(Bytes),
+    /// A part of a file, which goes from the page cache to the socket.
+    File(FileSlice),
+}
+
+impl Part {
+    pub(super) const fn length(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::File(slice) => slice.length,
+        }
+    }
 }
 
 /// What each buffer may keep for the next response; one huge answer must not be paid for ever after.
@@ -108,12 +139,54 @@ impl Response {
         &mut self.written
     }
 
+    /// Makes a part of a file the body: sendfile(2) sends it, so a large one takes no memory. If the file turns out
+    /// to be shorter, the connection is closed in the middle of the body.
+    pub fn set_file(&mut self, slice: FileSlice) {
+        self.set_parts(vec![Part::File(slice)]);
+    }
+
+    /// Makes the body of `parts`, one behind the other.
+    pub fn set_parts(&mut self, mut parts: Vec<Part>) {
+        parts.retain(|part| part.length() > 0);
+        self.body = Body::Parts(parts);
+    }
+
+    /// Begins a body of unknown length: [`Service::write_body`](super::Service::write_body) writes it as the client
+    /// reads. To HTTP/1.1 it goes in chunks, to HTTP/1.0 until the connection ends.
+    pub fn stream(&mut self) {
+        self.body = Body::Stream(None);
+    }
+
+    /// The same for a body of exactly `length` bytes.
+    pub fn stream_sized(&mut self, length: u64) {
+        self.body = Body::Stream(Some(length));
+    }
+
+    /// Puts the answer off: [`Responder::respond`](super::Responder::respond) gives it, when another thread has sent
+    /// a message for instance. What else was set is forgotten. Only a client that goes away is told apart, by
+    /// [`Service::on_end`](super::Service::on_end); nothing limits the time.
+    ///
+    /// An answer that was put off cannot be put off again; one that is, is sent as 500.
+    pub fn defer(&mut self) {
+        self.body = Body::Deferred;
+    }
+
+    /// Has a thread of its own fill in the response: the way to call what blocks, such as a database. `job` runs
+    /// once, with the same request and an empty response. Where [`HttpConfig::blocking_queue`] jobs wait already,
+    /// the answer is 503.
+    ///
+    /// [`HttpConfig::blocking_queue`]: super::HttpConfig::blocking_queue
+    pub fn run_blocking(&mut self, job: impl FnOnce(&Request<'_>, &mut Self) + Send + 'static) {
+        self.body = Body::Blocking(Box::new(job));
+    }
+
     /// Has the connection closed after this response.
     pub const fn close_connection(&mut self) {
         self.close = true;
     }
 
-    pub(super) fn clear(&mut self) {
+    /// Makes it as it was at the start.
+    pub fn clear(&mut self) {
         self.status = None;
         self.body = Body::Written;
         self.close = false;
@@ -155,8 +228,11 @@ impl fmt::Debug for Response {
             .field(
                 "body_bytes",
                 &match &self.body {
-                    Body::Written => self.written.len(),
-                    Body::Shared(body) => body.len(),
+                    Body::Written => Some(self.written.len() as u64),
+                    Body::Shared(body) => Some(body.len() as u64),
+                    Body::Parts(parts) => Some(parts.iter().map(Part::length).sum()),
+                    Body::Stream(length) => *length,
+                    Body::Deferred | Body::Blocking(_) => None,
                 },
             )
             .field("close", &self.close)

@@ -4,6 +4,7 @@
 use std::time::UNIX_EPOCH;
 
 use super::super::fuzzing::{Client, Outcome, small_limits};
+use super::super::limits::HttpLimits;
 use super::*;
 
 mod lifecycle;

@@ -1,6 +1,10 @@
 //! What becomes of a connection over time: waiting, a full output, the end of input, timeouts, a drain, and what
 //! it holds meanwhile.
 
+use epoll_reactor::Address;
+
+use super::super::super::date::DateHeader;
+use super::super::super::response::Response;
 use super::*;
 
 #[test]
@@ -143,6 +147,8 @@ fn a_request_that_is_whole_is_borrowed_from_the_input() {
         let mut exchange = Exchange {
             limits: &limits,
             date: &date,
+            connection: 0,
+            client: &Address::UnixUnnamed,
             service: &mut service,
             response: &mut response,
             output: &mut output,
@@ -173,6 +179,8 @@ fn a_service_that_panics_leaves_a_closed_connection() {
     let mut exchange = Exchange {
         limits: &limits,
         date: &date,
+        connection: 0,
+        client: &Address::UnixUnnamed,
         service: &mut service,
         response: &mut response,
         output: &mut output,

@@ -1,0 +1,58 @@
+//! One client beside its codec: the deadline that applies to it, and whether it is read from. No I/O of its own.
+
+use epoll_reactor::{ConnId, Ctx, Timestamp};
+
+use super::{Connection, HttpConfig, Stage};
+
+/// The state of one client.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) connection: Connection,
+    /// What the deadline that is set is for, and since when.
+    timed: Option<(Stage, u64)>,
+    since: Timestamp,
+    /// Reading is paused until the answer under way is out.
+    pub(super) waiting: bool,
+}
+
+impl Client {
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self { connection: Connection::new(), timed: None, since: now, waiting: false }
+    }
+
+    pub(super) fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {
+        // While answers wait, it is the client's turn to read, and the loop gives us none of its requests. The
+        // loop's write-stall timeout watches that.
+        if ctx.queued(id) > ctx.limits().output_high_water {
+            return self.clear_timer(ctx, id);
+        }
+        let stage = self.connection.stage();
+        let timed = (stage, self.connection.answered());
+        let changed = self.timed != Some(timed);
+        if changed {
+            self.timed = Some(timed);
+            self.since = ctx.now();
+        }
+        let time = match stage {
+            Stage::Idle if timed.1 > 0 => config.keep_alive_timeout,
+            // Before its first request a client is as slow as one that has begun and not ended it.
+            Stage::Idle | Stage::Head | Stage::Closed => config.head_timeout,
+            Stage::Body => config.body_time(self.connection.body_received()),
+            Stage::Answering => return ctx.cancel_timer(id),
+        };
+        if changed || stage == Stage::Body {
+            ctx.set_timer(id, time.saturating_sub(ctx.now() - self.since));
+        }
+    }
+
+    pub(super) fn clear_timer(&mut self, ctx: &mut Ctx, id: ConnId) {
+        self.timed = None;
+        ctx.cancel_timer(id);
+    }
+
+    pub(super) fn wait(&mut self, ctx: &mut Ctx, id: ConnId) {
+        self.clear_timer(ctx, id);
+        self.waiting = true;
+        ctx.pause_reading(id);
+    }
+}

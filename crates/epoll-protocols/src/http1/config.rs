@@ -1,0 +1,74 @@
+//! The bounds and deadlines of an HTTP server. Not those of the codec, which has no clock: see `limits`.
+
+use std::time::Duration;
+
+use super::HttpLimits;
+
+/// The bounds and deadlines of an HTTP server.
+#[derive(Clone, Debug)]
+pub struct HttpConfig {
+    /// What one request may take, in bytes.
+    pub limits: HttpLimits,
+    /// How long a client may take from the first byte of a request's head to its last, and a new client to
+    /// begin. Beyond it the answer is 408; one that has sent nothing is closed without an answer.
+    pub head_timeout: Duration,
+    /// How long a client may take for a request's body, besides the time that what has come of it would take at
+    /// [`body_rate`](Self::body_rate). Beyond it the answer is 408.
+    pub body_timeout: Duration,
+    /// The slowest that a body may come for long, in bytes a second; 0 for as slowly as the client likes, within
+    /// `body_timeout`.
+    pub body_rate: u32,
+    /// How long a connection stays open between requests.
+    pub keep_alive_timeout: Duration,
+    /// Threads for blocking work: [`Response::run_blocking`](super::Response::run_blocking), and files that are not
+    /// in the page cache. They are started when first needed.
+    pub blocking_threads: usize,
+    /// Blocking work that may wait for a thread. Beyond it the answer is 503.
+    pub blocking_queue: usize,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            limits: HttpLimits::default(),
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(20),
+            body_rate: 500,
+            keep_alive_timeout: Duration::from_secs(60),
+            blocking_threads: 4,
+            blocking_queue: 1024,
+        }
+    }
+}
+
+impl HttpConfig {
+    /// `limits` with those that follow from this configuration: room for a head to come in, which the loop
+    /// keeps until it is whole, and for an answer of any size that `limits` already allowed.
+    #[must_use]
+    pub fn limits(&self, limits: epoll_reactor::Limits) -> epoll_reactor::Limits {
+        // One byte more, so that the codec is the one to refuse a head that is too large.
+        epoll_reactor::Limits { input: self.limits.head.saturating_add(1).max(limits.input), ..limits }
+    }
+
+    /// How long a body of which `received` bytes have come may take in all.
+    pub(super) fn body_time(&self, received: u64) -> Duration {
+        let earned = received.checked_div(u64::from(self.body_rate)).unwrap_or_default();
+        self.body_timeout.saturating_add(Duration::from_secs(earned))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_earns_its_time() {
+        let config =
+            HttpConfig { body_timeout: Duration::from_secs(2), body_rate: 100, ..HttpConfig::default() };
+        for (received, seconds) in [(0, 2), (99, 2), (100, 3), (100_000, 1002)] {
+            assert_eq!(config.body_time(received), Duration::from_secs(seconds));
+        }
+        let patient = HttpConfig { body_rate: 0, ..config };
+        assert_eq!(patient.body_time(u64::MAX), Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,189 @@
+//! From a whole request to the last byte of its answer, or to the refusal of one that is not.
+
+use super::super::blocking::BlockingJob;
+use super::super::encode::{Persistence, Terms, encode};
+use super::super::exchange::{Exchange, Next, Stage};
+use super::super::framing::Framing;
+use super::super::output::Output;
+use super::super::parse::{header_slots, parse_head};
+use super::super::reject::Rejection;
+use super::super::request::{Request, Version};
+use super::super::response::Body;
+use super::super::sending::{Sending, Step};
+use super::super::service::{Answered, RequestId, Service};
+use super::{Connection, Deferred, Flow, Phase};
+
+impl Connection {
+    /// Has the service answer a request that is whole.
+    pub(super) fn answer<S: Service, O: Output>(
+        &mut self,
+        head: &[u8],
+        request: &Request<'_>,
+        framing: Framing,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Flow {
+        exchange.response.clear();
+        exchange.service.call(request, exchange.response);
+        self.answered += 1;
+        let last = self.draining || self.answered >= exchange.limits.requests;
+        let terms = Terms {
+            persistence: if last { Persistence::Close } else { framing.persistence },
+            head_only: request.method() == "HEAD",
+            http10: request.version() == Version::Http10,
+        };
+        let job = match &mut exchange.response.body {
+            Body::Deferred => None,
+            body @ Body::Blocking(_) => match std::mem::take(body) {
+                Body::Blocking(job) => Some(BlockingJob::new(request, head, job)),
+                _ => None,
+            },
+            _ => {
+                return match self.write(request.id, terms, Asked::Request(request, head), exchange) {
+                    Next::MoreInput => Flow::Continue,
+                    next => Flow::Stop(next),
+                };
+            }
+        };
+        let deferred = Deferred { id: request.id, head: head.into(), terms, job };
+        self.phase = Phase::Deferred(Box::new(deferred));
+        Flow::Stop(Next::Wait)
+    }
+
+    /// Writes the answer in `exchange.response`, or its beginning.
+    pub(super) fn write<S: Service, O: Output>(
+        &mut self,
+        id: RequestId,
+        terms: Terms,
+        asked: Asked<'_>,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Next {
+        let close = exchange.response.close;
+        let followed = matches!(asked, Asked::Head(_)) || matches!(exchange.response.body, Body::Stream(_));
+        let terms =
+            Terms { persistence: if close { Persistence::Close } else { terms.persistence }, ..terms };
+        let status = exchange.response.status();
+        let encoded = encode(exchange.response, exchange.date, terms, exchange.output);
+        let persistence = encoded.persistence;
+        let Some(rest) = encoded.rest else {
+            asked.log(status, encoded.body_bytes, exchange);
+            if followed {
+                exchange.service.on_end(id, true);
+            }
+            return self.after_answer(persistence);
+        };
+        let head = asked.into_head();
+        let sending = Sending { id, head, status, persistence, body_bytes: 0, followed, rest };
+        self.phase = Phase::Sending(Box::new(sending));
+        self.send(exchange)
+    }
+
+    /// Goes on with an answer that does not go out in one piece.
+    pub(super) fn send<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
+        let Phase::Sending(sending) = &mut self.phase else { return Next::MoreInput };
+        let batch = exchange.limits.output_batch.max(1);
+        let step = sending.go_on(batch, exchange.service, exchange.output);
+        match step {
+            Step::OutputFull => return Next::OutputFull,
+            Step::Wait => return Next::Wait,
+            Step::Disk => return Next::Disk,
+            Step::Complete | Step::Abort => {}
+        }
+        let complete = step == Step::Complete;
+        let persistence = sending.persistence;
+        end_sending(sending, complete, exchange);
+        if complete {
+            return self.after_answer(persistence);
+        }
+        self.phase = Phase::Closed;
+        Next::Abort
+    }
+
+    /// An answer has been written whole.
+    fn after_answer(&mut self, persistence: Persistence) -> Next {
+        if persistence == Persistence::Close {
+            self.phase = Phase::Closed;
+            return Next::Close(None);
+        }
+        self.phase = Phase::default();
+        Next::MoreInput
+    }
+
+    /// Ends the connection: in silence if nothing is owed, otherwise with `rejection`.
+    pub(super) fn give_up<S: Service, O: Output>(
+        &mut self,
+        rejection: Rejection,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Next {
+        match self.stage() {
+            Stage::Head | Stage::Body => {
+                self.abandon(exchange);
+                self.reject(rejection, exchange)
+            }
+            Stage::Idle | Stage::Answering | Stage::Closed => {
+                self.abandon(exchange);
+                Next::Close(None)
+            }
+        }
+    }
+
+    pub(super) fn reject<S: Service, O: Output>(
+        &mut self,
+        rejection: Rejection,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Next {
+        self.phase = Phase::Closed;
+        exchange.response.clear();
+        exchange.response.set_status(rejection.status());
+        let terms = Terms { persistence: Persistence::Close, head_only: false, http10: false };
+        encode(exchange.response, exchange.date, terms, exchange.output);
+        let status = exchange.response.status();
+        let answer = Answered { client: exchange.client, request: Err(rejection), status, body_bytes: 0 };
+        exchange.service.on_answer(&answer);
+        Next::Close(Some(rejection))
+    }
+}
+
+/// What an answer answers, as it is at hand.
+pub(super) enum Asked<'a> {
+    Request(&'a Request<'a>, &'a [u8]),
+    Head(Box<[u8]>),
+}
+
+impl Asked<'_> {
+    fn log<S: Service, O>(&self, status: u16, body_bytes: u64, exchange: &mut Exchange<'_, S, O>) {
+        match self {
+            Self::Request(request, _) => {
+                let answer = Answered { client: exchange.client, request: Ok(request), status, body_bytes };
+                exchange.service.on_answer(&answer);
+            }
+            Self::Head(head) => log_head(head, status, body_bytes, exchange),
+        }
+    }
+
+    fn into_head(self) -> Box<[u8]> {
+        match self {
+            Self::Request(_, head) => head.into(),
+            Self::Head(head) => head,
+        }
+    }
+}
+
+/// The head of an answered request has passed every check, so it passes again.
+fn log_head<S: Service, O>(head: &[u8], status: u16, body_bytes: u64, exchange: &mut Exchange<'_, S, O>) {
+    let mut slots = header_slots();
+    if let Ok(request) = parse_head(head, &mut slots, exchange.limits) {
+        let answer = Answered { client: exchange.client, request: Ok(&request), status, body_bytes };
+        exchange.service.on_answer(&answer);
+    }
+}
+
+pub(super) fn end_sending<S: Service, O>(
+    sending: &Sending,
+    complete: bool,
+    exchange: &mut Exchange<'_, S, O>,
+) {
+    if sending.followed {
+        exchange.service.on_end(sending.id, complete);
+    }
+    log_head(&sending.head, sending.status, sending.body_bytes, exchange);
+}
