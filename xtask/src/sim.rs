@@ -12,6 +12,7 @@ mod failure;
 mod http;
 mod limits;
 mod lives;
+mod oracle;
 mod overdue;
 mod pace;
 mod plan;

@@ -10,6 +10,8 @@ pub(crate) struct Expected {
     pub(crate) status: u16,
     /// The body as it would be but for `HEAD`.
     pub(crate) body: Vec<u8>,
+    /// How its end is told.
+    pub(crate) framing: Framing,
     /// It was asked for by `HEAD`.
     pub(crate) head_only: bool,
     /// The client, or the service, wants it to be the last one.
@@ -18,6 +20,14 @@ pub(crate) struct Expected {
     pub(crate) keep_alive: bool,
     /// `100 Continue` may come before it.
     pub(crate) may_continue: bool,
+}
+
+/// How the end of a body is told (RFC 9112 section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Framing {
+    Length,
+    Chunked,
+    ToEnd,
 }
 
 /// Reads the answers of one connection, in order.
@@ -35,6 +45,7 @@ pub(crate) struct Reader {
 struct Head {
     status: u16,
     length: Option<usize>,
+    chunked: bool,
     connection: Option<String>,
     /// Bytes of it.
     size: usize,
@@ -96,17 +107,47 @@ impl Reader {
         demand!(closes || !next.closes, "http", "no Connection: close, though it was asked for");
         let kept = head.connection.as_deref() == Some("keep-alive");
         demand!(closes || kept == next.keep_alive, "http", "Connection: {:?}", head.connection);
-        let length = (next.status != 204).then_some(next.body.len());
+        let length = (next.status != 204 && next.framing == Framing::Length).then_some(next.body.len());
         demand!(head.length == length, "http", "Content-Length {:?}, not {length:?}", head.length);
+        demand!(head.chunked == (next.framing == Framing::Chunked), "http", "chunked: {}", head.chunked);
         let body = if next.head_only || next.status == 204 { &[][..] } else { &next.body };
-        let Some(got) = self.pending.get(head.size..head.size + body.len()) else { return Ok(false) };
+        let sent = self.pending.get(head.size..).unwrap_or_default();
+        let (got, size) = if head.chunked && !next.head_only {
+            let Some((got, size)) = unchunk(sent)? else { return Ok(false) };
+            (got, size)
+        } else {
+            let Some(got) = sent.get(..body.len()) else { return Ok(false) };
+            (got.to_vec(), body.len())
+        };
         demand!(got == body, "http", "the body of answer {} is another one", self.answered);
-        let whole = head.size + body.len();
-        self.pending.drain(..whole);
+        self.pending.drain(..head.size + size);
         self.expected.pop_front();
         self.answered += 1;
         self.closed = closes;
         Ok(true)
+    }
+}
+
+/// The body that the chunks of `bytes` hold, if they are whole, and their size: RFC 9112 section 7.1, as we send it.
+fn unchunk(bytes: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Failure> {
+    let mut body = Vec::new();
+    let mut rest = bytes;
+    loop {
+        let Some(end) = rest.windows(2).position(|two| two == b"\r\n") else {
+            demand!(rest.len() < 18, "http", "a chunk size without end");
+            return Ok(None);
+        };
+        let size = std::str::from_utf8(&rest[..end]).ok().and_then(|hex| usize::from_str_radix(hex, 16).ok());
+        let Some(size) = size else {
+            return Err(Failure::new("http", format!("chunk size {:?}", &rest[..end])));
+        };
+        let Some(chunk) = rest.get(end + 2..end + 4 + size) else { return Ok(None) };
+        demand!(chunk.ends_with(b"\r\n"), "http", "a chunk that does not end in CRLF");
+        body.extend_from_slice(&chunk[..size]);
+        rest = &rest[end + 4 + size..];
+        if size == 0 {
+            return Ok(Some((body, bytes.len() - rest.len())));
+        }
     }
 }
 
@@ -125,7 +166,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, Failure> {
     let code = status_line.get(9..12).and_then(|code| code.parse().ok());
     let status: u16 = code.ok_or_else(|| bad("status line", status_line))?;
     demand!(status_line.get(12..13) == Some(" "), "http", "status line {status_line:?}");
-    let (mut dates, mut length, mut connection) = (0, None, None);
+    let (mut dates, mut length, mut chunked, mut connection) = (0, None, false, None);
     for line in lines {
         let (name, value) = line.split_once(": ").ok_or_else(|| bad("header line", line))?;
         let control = line.bytes().any(|byte| byte.is_ascii_control());
@@ -139,10 +180,14 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, Failure> {
             "Connection" => {
                 demand!(connection.replace(value.to_owned()).is_none(), "http", "two Connections");
             }
-            "Transfer-Encoding" => return Err(bad("a field that is never sent", line)),
+            "Transfer-Encoding" => {
+                demand!(value == "chunked" && !chunked, "http", "{line:?}");
+                chunked = true;
+            }
             _ => (),
         }
     }
     demand!(dates == usize::from(status != 100), "http", "{dates} dates in {head:?}");
-    Ok(Some(Head { status, length, connection, size: end + 4 }))
+    demand!(!chunked || length.is_none(), "http", "two kinds of framing in {head:?}");
+    Ok(Some(Head { status, length, chunked, connection, size: end + 4 }))
 }

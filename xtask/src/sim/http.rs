@@ -1,14 +1,15 @@
 //! HTTP: pipelined requests of every form, in pieces, and a strict reader of what comes back.
 
-use epoll_protocols::http1::{Http, HttpConfig, HttpLimits, Request, Response};
+use epoll_protocols::http1::{Http, HttpConfig, HttpLimits};
 use epoll_reactor::sim::Sim;
-use epoll_reactor::{Address, CloseReason, Limits};
+use epoll_reactor::{Address, CloseReason, ConnId, Limits};
 use fastrand::Rng;
 
 use std::time::Duration;
 
-use super::answers::{Expected, Reader};
+use super::answers::{Expected, Framing, Reader};
 use super::failure::{Failure, demand};
+use super::oracle::{Oracle, Sum, body};
 use super::plan::{Plan, a_while, magnitude};
 use super::scenario::{Aftermath, Scenario};
 use super::session::{End, Session, Talk};
@@ -16,35 +17,6 @@ use super::session::{End, Session, Talk};
 pub(crate) struct Https {
     plan: Plan,
     config: HttpConfig,
-}
-
-type Answer = fn(&Request<'_>, &mut Response);
-
-/// Answers as the target says: `/s<session>/<number>/<size>/<what>`.
-fn answer(request: &Request<'_>, response: &mut Response) {
-    let mut parts = request.path().split('/').skip(3);
-    let size = parts.next().and_then(|size| size.parse().ok()).unwrap_or(0);
-    match parts.next() {
-        Some("close") => response.close_connection(),
-        Some("none") => response.set_status(204),
-        Some("missing") => response.set_status(404),
-        _ => (),
-    }
-    let body = body(request.method(), request.path(), request.body(), size);
-    if size.is_multiple_of(2) {
-        response.set_body(&body);
-    } else {
-        response.set_shared_body(body.into());
-    }
-}
-
-/// What an answer says of its request, filled up to `size`.
-fn body(method: &str, path: &str, sent: &[u8], size: usize) -> Vec<u8> {
-    let sum = sent.iter().fold(7_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
-    let mut body = format!("{method} {path} {} {sum}\n", sent.len()).into_bytes();
-    let length = body.len().max(size);
-    body.resize(length, b'.');
-    body
 }
 
 /// Sends requests and reads the answers.
@@ -70,13 +42,11 @@ impl Browser {
         let number = self.requests;
         self.requests += 1;
         self.left -= 1;
-        let what = match rng.u8(0..20) {
-            0 => "close",
-            1 => "none",
-            2 => "missing",
-            _ => "fine",
-        };
-        let size = magnitude(rng, 1, self.answer);
+        let whats = ["close", "none", "missing", "later", "stream", "sized", "parts", "thread", "upload"];
+        let what = whats.get(rng.usize(0..20)).copied().unwrap_or("fine");
+        // With the smallest batch a stream takes a turn a byte.
+        let most = if matches!(what, "stream" | "sized") { self.answer.min(4_096) } else { self.answer };
+        let size = magnitude(rng, 1, most);
         let path = format!("/s{}/{number}/{size}/{what}", self.session);
         let method = ["GET", "HEAD", "POST", "PUT"][rng.usize(0..4)];
         let has_body = matches!(method, "POST" | "PUT");
@@ -109,7 +79,8 @@ impl Browser {
         } else {
             out.extend_from_slice(b"\r\n");
         }
-        let closes = asks_close || what == "close" || (old && !asks_keep);
+        let unending = what == "stream" && old && method != "HEAD";
+        let closes = asks_close || what == "close" || unending || (old && !asks_keep);
         let status = match what {
             "none" => 204,
             "missing" => 404,
@@ -118,10 +89,15 @@ impl Browser {
         self.finished |= closes;
         self.reader.expected.push_back(Expected {
             status,
-            body: body(method, &path, &sent, size),
+            body: body(method, &path, Sum::of(&sent), size),
+            framing: match what {
+                "stream" if old => Framing::ToEnd,
+                "stream" => Framing::Chunked,
+                _ => Framing::Length,
+            },
             head_only: method == "HEAD",
             closes,
-            keep_alive: old && asks_keep && !asks_close,
+            keep_alive: old && asks_keep && !asks_close && !unending,
             may_continue: expects,
         });
         out
@@ -175,7 +151,7 @@ impl Talk for Browser {
 }
 
 impl Scenario for Https {
-    type Handler = Http<Answer>;
+    type Handler = Http<Oracle>;
     type Talk = Browser;
 
     fn new(plan: &Plan, _: &Sim, rng: &mut Rng) -> Self {
@@ -199,13 +175,14 @@ impl Scenario for Https {
         Self { plan: plan.clone(), config }
     }
 
-    fn limits(&self, drawn: Limits, _: &mut Rng) -> Limits {
+    fn limits(&self, drawn: Limits, rng: &mut Rng) -> Limits {
         let output = if self.plan.gentle { drawn.output.max(1 << 20) } else { drawn.output };
-        self.config.limits(Limits { output, ..drawn })
+        let tick = Some(a_while(rng, Duration::from_millis(1), Duration::from_secs(1)));
+        self.config.limits(Limits { output, tick, ..drawn })
     }
 
-    fn handler(&mut self, _: &[Address]) -> Http<Answer> {
-        Http::new(answer as Answer, self.config.clone())
+    fn handler(&mut self, _: &[Address]) -> Http<Oracle> {
+        Http::new(Oracle::new(self.plan.chance(3)), self.config.clone())
     }
 
     fn talk(&mut self, session: usize, rng: &mut Rng) -> Browser {
@@ -229,9 +206,18 @@ impl Scenario for Https {
         rest.split_once('/')?.0.parse().ok()
     }
 
-    fn finish(&mut self, _: &Http<Answer>, all: &Aftermath<'_, Browser>) -> Result<(), Failure> {
+    fn may_wait(http: &Http<Oracle>, id: ConnId) -> bool {
+        !http.service().under_way(id).is_empty()
+    }
+
+    fn finish(&mut self, http: &Http<Oracle>, all: &Aftermath<'_, Browser>) -> Result<(), Failure> {
+        http.service().check()?;
         for (number, session, life) in all.each() {
-            let Some((reason, stats)) = life.and_then(|life| life.closed) else { continue };
+            let Some((id, (reason, stats))) = life.and_then(|life| Some((life.id, life.closed?))) else {
+                continue;
+            };
+            let left = http.service().under_way(id);
+            demand!(left.is_empty(), "http service", "{id} is closed, and no on_end has come for {left:?}");
             let delivered = session.end == End::Clean && stats.bytes_unsent == 0;
             let well = delivered && (reason == CloseReason::PeerClosed || all.gentle);
             if well {

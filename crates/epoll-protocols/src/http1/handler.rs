@@ -105,8 +105,8 @@ impl<S: Service> Http<S> {
     }
 
     /// The service.
-    pub const fn service(&mut self) -> &mut S {
-        &mut self.service
+    pub const fn service(&self) -> &S {
+        &self.service
     }
 
     /// Runs one step of the codec, its answers going to `id`. `None` if that is gone, or the answers could not be

@@ -77,8 +77,8 @@ impl<T: Service> Router<T> {
     }
 
     /// The service around which the routes are.
-    pub const fn service(&mut self) -> &mut T {
-        &mut self.service
+    pub const fn service(&self) -> &T {
+        &self.service
     }
 
     /// Has `answer` answer requests with `method` and a path like `pattern`.

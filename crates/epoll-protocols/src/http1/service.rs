@@ -52,8 +52,9 @@ pub trait Service {
         body.finish();
     }
 
-    /// An exchange has ended that was more than one call: deferred, streamed in or streamed out. `complete` if the
-    /// answer has been handed over whole; otherwise the client is gone, or was refused.
+    /// An exchange has ended whose answer was put off or streamed, or whose body was coming in pieces and never came
+    /// whole: exactly once for each. `complete` if the answer has been handed over whole; otherwise the client is gone,
+    /// or was refused.
     fn on_end(&mut self, id: RequestId, complete: bool) {
         let _ = (id, complete);
     }
