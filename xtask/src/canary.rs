@@ -195,7 +195,7 @@ fn plant(copy: &Path, defect: &Defect) -> io::Result<Option<Found>> {
         None => Ok(None),
         Some(runs) => {
             let output = String::from_utf8_lossy(&result.stdout);
-            let failure = output.lines().filter(|line| line.starts_with("FAILED: ")).next_back();
+            let failure = output.lines().rfind(|line| line.starts_with("FAILED: "));
             let told = failure.unwrap_or("FAILED, and nothing is told of it").to_owned();
             Ok(Some(Found { runs, told }))
         }
