@@ -35,9 +35,9 @@
 //!
 //! [`without_losses`](Faults::without_losses) leaves out what costs connections: each of them must end well and get
 //! all of its bytes. Where connections are lost, what may be asserted is that nobody gets what is wrong: what a client
-//! has read is the beginning of what it should get, the whole of it if it has read to the end of the stream after
-//! saying everything, and no other client has less for it; there is no [violation](Sim::violations), and nothing is
-//! [open](Sim::open_descriptors) when the program has ended.
+//! has read is the beginning of what it should get, and the whole of it only if the program itself says that the
+//! connection ended well, since one that finds no descriptor may be turned away with a FIN. Each client comes to an end,
+//! there is no [violation](Sim::violations), and nothing is [open](Sim::open_descriptors) when the program has ended.
 //!
 //! # What it does not model
 //! Threads (a wait does not block one; a wait that would last for ever returns, and is a violation), files and
