@@ -2,7 +2,13 @@
 //! interrupts everything it can, from a seed that brings each run back. And the same with a mistake planted, which it
 //! finds.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "a panic is how a test fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    reason = "a panic is how a test fails"
+)]
 
 #[path = "../custom_server.rs"]
 #[allow(dead_code, reason = "its main and its sampling thread stay at home")]
