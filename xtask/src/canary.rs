@@ -5,11 +5,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::{output, root};
+use crate::process::{output, root, target};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Plant this defect alone, by a part of its name; may be given several times
+    /// Plant this defect alone, by a part of its name; may be given several times. All take about two minutes: each is
+    /// built by itself
     #[arg(long)]
     only: Vec<String>,
 }
@@ -47,8 +48,8 @@ const DEFECTS: [Defect; 12] = [
     Defect {
         name: "sends a callback's own output ahead of what is queued",
         file: "crates/epoll-reactor/src/output.rs",
-        right: "copied && connection.output.is_none() && connection.writable",
-        wrong: "copied && connection.writable",
+        right: "kind == Kind::Copied && connection.output.is_none() && connection.writable",
+        wrong: "kind == Kind::Copied && connection.writable",
     },
     Defect {
         name: "frees a slot without a new generation",
@@ -102,13 +103,16 @@ const DEFECTS: [Defect; 12] = [
 
 /// Plants each defect and runs the simulation on it; an error if one is not found.
 pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
-    let copy = root().join("target/canary/sources");
+    let chosen = chosen(&options.only)?;
+    let copy = target()?.join("canary/sources");
     copy_sources(&copy)?;
-    let wanted = |name: &str| options.only.is_empty() || options.only.iter().any(|part| name.contains(part));
     let mut missed = 0;
-    for defect in DEFECTS.iter().filter(|defect| wanted(defect.name)) {
+    for defect in &chosen {
         match plant(&copy, defect)? {
-            Some(runs) => writeln!(out, "found by run {runs:>5} of {RUNS}: {}", defect.name)?,
+            Some(found) => {
+                writeln!(out, "found by run {:>5} of {RUNS}: {}", found.runs, defect.name)?;
+                writeln!(out, "    {}", found.told)?;
+            }
             None => {
                 missed += 1;
                 writeln!(out, "not found in {RUNS} runs: {}", defect.name)?;
@@ -119,7 +123,26 @@ pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
     if missed > 0 {
         return Err(io::Error::other(format!("{missed} planted defects were not found")));
     }
-    Ok(())
+    writeln!(out, "{} planted defects, each of them found", chosen.len())
+}
+
+/// Those whose names contain one of `parts`; all if there are none. A part that no name contains is an error.
+fn chosen(parts: &[String]) -> io::Result<Vec<&'static Defect>> {
+    let has = |defect: &Defect, part: &String| defect.name.contains(part.as_str());
+    if let Some(part) = parts.iter().find(|part| !DEFECTS.iter().any(|defect| has(defect, part))) {
+        let names: Vec<&str> = DEFECTS.iter().map(|defect| defect.name).collect();
+        return Err(io::Error::other(format!("no defect {part:?}, but\n  {}", names.join("\n  "))));
+    }
+    let wanted = |defect: &&Defect| parts.is_empty() || parts.iter().any(|part| has(defect, part));
+    Ok(DEFECTS.iter().filter(wanted).collect())
+}
+
+/// How a defect was found.
+struct Found {
+    /// After so many runs.
+    runs: u64,
+    /// The failure, with the scenario and the seed.
+    told: String,
 }
 
 /// Copies what git knows of; a build that was made of an earlier copy is used again.
@@ -145,8 +168,8 @@ fn copy_sources(copy: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// How many runs it took to find the defect; `None` if it was not found. The copy is as before afterwards.
-fn plant(copy: &Path, defect: &Defect) -> io::Result<Option<u64>> {
+/// How the defect was found; `None` if it was not. The copy is as before afterwards.
+fn plant(copy: &Path, defect: &Defect) -> io::Result<Option<Found>> {
     let path: PathBuf = copy.join(defect.file);
     let right = std::fs::read_to_string(&path)?;
     if right.matches(defect.right).count() != 1 {
@@ -156,7 +179,7 @@ fn plant(copy: &Path, defect: &Defect) -> io::Result<Option<u64>> {
     std::fs::write(&path, right.replace(defect.right, defect.wrong))?;
     let result = Command::new(env!("CARGO"))
         .current_dir(copy)
-        .env("CARGO_TARGET_DIR", root().join("target/canary/build"))
+        .env("CARGO_TARGET_DIR", target()?.join("canary/build"))
         .args(["run", "--quiet", "-p", "xtask", "--", "sim", "--first-seed", "1"])
         .args(["--runs", &RUNS.to_string()])
         .output();
@@ -169,6 +192,35 @@ fn plant(copy: &Path, defect: &Defect) -> io::Result<Option<u64>> {
     });
     match runs {
         None if !result.status.success() => Err(io::Error::other(format!("{}: {errors}", defect.name))),
-        runs => Ok(runs),
+        None => Ok(None),
+        Some(runs) => {
+            let output = String::from_utf8_lossy(&result.stdout);
+            let failure = output.lines().rfind(|line| line.starts_with("FAILED: "));
+            let told = failure.unwrap_or("FAILED, and nothing is told of it").to_owned();
+            Ok(Some(Found { runs, told }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_of_no_name_is_an_error_that_lists_the_names() {
+        let part = |text: &str| vec![text.to_owned()];
+        assert_eq!(chosen(&[]).unwrap().len(), DEFECTS.len());
+        assert_eq!(chosen(&part("generation")).unwrap().len(), 1);
+        let error = chosen(&[part("generation"), part("zzz")].concat()).err().unwrap().to_string();
+        assert!(error.contains("zzz") && DEFECTS.iter().all(|it| error.contains(it.name)), "{error}");
+    }
+
+    /// A defect is a change of the sources as they are, so whoever changes them sees here what must go with it.
+    #[test]
+    fn each_defect_has_its_place() {
+        for defect in &DEFECTS {
+            let text = std::fs::read_to_string(root().join(defect.file)).unwrap();
+            assert_eq!(text.matches(defect.right).count(), 1, "{}: {}", defect.file, defect.name);
+        }
     }
 }

@@ -34,8 +34,16 @@ pub(crate) fn build_server() -> io::Result<PathBuf> {
         "-p",
         "epoll-server",
     ]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join("release/epoll-server"))
+    Ok(target()?.join("release/epoll-server"))
+}
+
+/// Where builds go, as Cargo has it.
+pub(crate) fn target() -> io::Result<PathBuf> {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        // Commands are run in other directories than this one.
+        Some(directory) => std::path::absolute(directory),
+        None => Ok(root().join("target")),
+    }
 }
 
 /// A port that was free a moment ago, for programs that cannot choose one themselves.

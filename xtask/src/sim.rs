@@ -18,6 +18,7 @@ mod pace;
 mod plan;
 mod published;
 mod random;
+mod report;
 mod scenario;
 mod session;
 mod shrink;
@@ -29,7 +30,6 @@ mod watchdog;
 mod watched;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 pub(crate) use command::{Options, simulate};
 use failure::Failure;
@@ -37,13 +37,11 @@ use plan::Plan;
 use scenario::Scenario;
 use stage::{Stage, Tally};
 
-/// A run that broke a rule, with the last that happened in it.
+/// A run that broke a rule, with the last that happened in it until then.
 #[derive(Clone, Debug)]
 pub(crate) struct Broken {
     pub(crate) failure: Failure,
-    pub(crate) at: Duration,
-    pub(crate) callbacks: Vec<String>,
-    pub(crate) trace: Vec<String>,
+    pub(crate) scene: report::Scene,
 }
 
 /// Runs one plan to its end.
@@ -60,11 +58,12 @@ fn run_as<S: Scenario>(plan: &Plan) -> (Tally, Option<Broken>) {
     let _watching = watchdog::watch(plan);
     let sim = stage::world(plan);
     let start = sim.now();
-    let mut callbacks = Vec::new();
+    let mut scene = None;
     let result = Stage::<S>::new(plan, &sim).and_then(|mut stage| {
         let ran = catch_unwind(AssertUnwindSafe(|| stage.run()));
         let ran = ran.unwrap_or_else(|payload| Err(Failure::new("panic", watched::text(payload.as_ref()))));
-        callbacks = stage.recent();
+        // What is taken down after a failure is none of it.
+        scene = ran.is_err().then(|| stage.scene());
         ran.and_then(|()| stage.end())
     });
     let tally = Tally {
@@ -73,7 +72,9 @@ fn run_as<S: Scenario>(plan: &Plan) -> (Tally, Option<Broken>) {
         injected: sim.injected(),
         fingerprint: sim.fingerprint(),
     };
-    let broken =
-        result.err().map(|failure| Broken { failure, at: tally.time, callbacks, trace: sim.trace() });
+    let broken = result.err().map(|failure| {
+        let scene = scene.unwrap_or_else(|| report::Scene::of_the_end(&sim));
+        Broken { failure, scene }
+    });
     (tally, broken)
 }

@@ -73,3 +73,46 @@ fn files_hold_one_idea() {
         assert!(!in_product || code <= 450, "{}: {code} lines before its tests", path.display());
     }
 }
+
+/// What rustdoc shows of `Limits` has no values, so each field's documentation says its own.
+#[test]
+fn limits_say_their_defaults() {
+    let text = std::fs::read_to_string(root().join("crates/epoll-reactor/src/limits.rs")).unwrap();
+    let (fields, rest) = text.split_once("pub struct Limits {").unwrap().1.split_once("\n}\n").unwrap();
+    let defaults = rest.split_once("impl Default for Limits").unwrap().1.split_once("\n}\n").unwrap().0;
+    let mut count = 0;
+    for line in defaults.lines() {
+        let Some((name, value)) = line.trim().strip_suffix(',').and_then(|line| line.split_once(": ")) else {
+            continue;
+        };
+        let documentation = fields.split(&format!("    pub {name}:")).next().unwrap();
+        let last = documentation.lines().next_back().unwrap().trim();
+        assert_eq!(last, format!("/// Default: {}.", in_words(value)), "{name}");
+        count += 1;
+    }
+    assert!(count > 20, "only {count} defaults found");
+}
+
+/// The value of an expression, with its unit.
+fn in_words(value: &str) -> String {
+    let inside = |function: &str| value.strip_prefix(function)?.strip_suffix(')');
+    if let Some(seconds) = inside("Duration::from_secs(") {
+        return format!("{seconds} s");
+    }
+    if let Some(milliseconds) = inside("Duration::from_millis(") {
+        return format!("{milliseconds} ms");
+    }
+    if let Some(variant) = value.strip_prefix("PanicPolicy::") {
+        return format!("[`{variant}`](PanicPolicy::{variant})");
+    }
+    match value.strip_suffix("1024 * 1024").map(str::trim_end) {
+        Some("") => return "1 MiB".to_owned(),
+        Some(times) => return format!("{} MiB", times.trim_end_matches(" *")),
+        None => (),
+    }
+    match value.strip_suffix(" * 1024") {
+        Some(times) => format!("{times} KiB"),
+        None if value == "None" => "`None`".to_owned(),
+        None => value.replace('_', ","),
+    }
+}

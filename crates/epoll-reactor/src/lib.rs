@@ -45,6 +45,19 @@
 //! }
 //! ```
 //!
+//! # Testing
+//!
+//! With the feature `sim`, the module `sim` has a simulated kernel: [`Reactor::with_kernel`] runs a handler on it,
+//! unchanged, against a network that cuts, delays and interrupts, with every error that a kernel may give, and hours of
+//! timeouts pass at once. Each run comes from a seed, which brings a failure back.
+//!
+//! ```toml
+//! [dev-dependencies]
+//! epoll-reactor = { path = "epoll-worker/crates/epoll-reactor", features = ["sim"] }
+//! ```
+//!
+//! `cargo doc --open -p epoll-reactor --features sim` shows how; `examples/tests/simulated.rs` is a whole test.
+//!
 //! # Where to go on
 //!
 //! [`Handler`] states when each callback comes. [`Ctx`] is all that a callback may ask for. [`Limits`] is every
@@ -73,6 +86,8 @@ mod remote;
 mod serve;
 mod server;
 mod shared;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod slab;
 mod stats;
 mod timers;
@@ -81,8 +96,6 @@ mod turn;
 
 pub use bytes::Bytes;
 pub use ctx::Ctx;
-#[cfg(feature = "sim")]
-pub use epoll_sys::sim;
 pub use epoll_sys::{
     Address, ConnectProgress, Directory, DirectoryEntry, EntryKind, Errno, Event, Events, Interest, Kernel,
     Linux, ListenOptions, Lookup, OpenFileLimit, Readiness, Signal, Then, Timestamp, block_signals, entries,

@@ -11,63 +11,107 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections open at one time, accepted and outbound. Beyond it a new client is accepted and closed at
     /// once, so that it learns of the refusal rather than waiting in the backlog.
+    ///
+    /// Default: 100,000.
     pub connections: usize,
     /// Size of the loop's read buffer, shared by all connections: how much one `recv` can take. At least 1.
+    ///
+    /// Default: 64 KiB.
     pub read_buffer: usize,
     /// How much is read from one connection in one turn before the others get theirs. At least 1.
+    ///
+    /// Default: 256 KiB.
     pub read_budget: usize,
     /// How much of a connection's queue is given to the kernel at one time, before the others get their turn; what is
     /// left goes on in the next turn, which does not wait. A large file to a fast reader must not stall everybody.
     /// What a callback says to its own connection while nothing waits there goes out whole; it is at most
     /// [`output`](Self::output). At least 1.
+    ///
+    /// Default: 1 MiB.
     pub write_budget: usize,
     /// How many connections are accepted from one listener in one turn: a storm of new clients must not
     /// starve those that are being served. At least 1.
+    ///
+    /// Default: 64.
     pub accept_budget: usize,
     /// How many messages from other threads are handed over in one turn. At least 1.
+    ///
+    /// Default: 256.
     pub message_budget: usize,
     /// How many messages from other threads may wait; beyond it a send says `Full`. At least 1.
+    ///
+    /// Default: 4096.
     pub message_queue: usize,
     /// How many bytes a handler may leave unconsumed while it waits for the rest of a message. A connection
     /// that reaches it is closed: its message can never fit. At least 1.
+    ///
+    /// Default: 128 KiB.
     pub input: usize,
     /// A connection with more output than this waiting is not read until it is down to
     /// [`output_low_water`](Self::output_low_water): a peer that does not take its answers gives no new
     /// questions. Above the low water mark, at most [`output`](Self::output).
+    ///
+    /// Default: 256 KiB.
     pub output_high_water: usize,
     /// When output is down to this, reading goes on and `on_drain` is called.
+    ///
+    /// Default: 64 KiB.
     pub output_low_water: usize,
     /// How much output may wait on one connection in memory, files not counted: a send that would pass it is refused
     /// whole. One message is never larger.
+    ///
+    /// Default: 4 MiB.
     pub output: usize,
     /// How much memory input and output that wait may take on all connections together, with what handlers
     /// [account for](crate::Ctx::account). When it is passed, the connections that hold most are closed, with
     /// [`MemoryLimit`](crate::CloseReason::MemoryLimit), until an eighth of it is free; within one callback it may be
     /// passed by that eighth, and a send beyond that is refused.
+    ///
+    /// Default: 256 MiB.
     pub memory: usize,
     /// A connection on which nothing was read or written for this long is closed, also while its handler has
     /// paused reading or is at work on an answer. `None`: never; a peer that
     /// vanished is still found by the keep-alive of [`ListenOptions`](crate::ListenOptions).
+    ///
+    /// Default: `None`.
     pub idle_timeout: Option<Duration>,
     /// A connection with output waiting, of which the peer takes nothing for this long, is closed.
+    ///
+    /// Default: 30 s.
     pub write_stall_timeout: Duration,
     /// How long an outbound connection may take to be made.
+    ///
+    /// Default: 10 s.
     pub connect_timeout: Duration,
     /// After our FIN, how long to wait for the peer's next byte or its own FIN before the descriptor is
     /// closed. Closing it earlier can make the kernel send an RST that destroys the answer on its way.
+    ///
+    /// Default: 1 s.
     pub linger_quiet: Duration,
     /// The same, in all, however busily the peer goes on sending.
+    ///
+    /// Default: 10 s.
     pub linger_timeout: Duration,
     /// How many bytes of what the peer still sends are read and discarded in that time.
+    ///
+    /// Default: 16 MiB.
     pub linger_bytes: usize,
     /// After the process ran out of descriptors, how long until accepting is tried again, if no connection
     /// closes before.
+    ///
+    /// Default: 100 ms.
     pub accept_retry: Duration,
     /// How often [`on_tick`](crate::Handler::on_tick) is called. `None`: never, and an idle loop sleeps.
+    ///
+    /// Default: `None`.
     pub tick: Option<Duration>,
     /// How long a drain asked for by [`Ctx::drain`](crate::Ctx::drain) or a signal may take.
+    ///
+    /// Default: 10 s.
     pub drain_grace: Duration,
     /// What a panic in a callback does.
+    ///
+    /// Default: [`CloseConnection`](PanicPolicy::CloseConnection).
     pub panics: PanicPolicy,
 }
 

@@ -21,7 +21,23 @@
 //!   event, running out of descriptors is silent, a close with unread input is a reset.
 //! - **No fault is a lie.** Events may be too many, since each is only a hint, but never too few. The rest after a short read is on its way again; `EAGAIN` and short writes are followed
 //!   by an edge; what an event has told is not taken back. So a program that stalls or loses a byte is at fault.
-//! - **Misuse is noted**: [`Sim::violations`], and [`Sim::open_descriptors`] for what was never closed.
+//! - **Misuse is noted**: [`Sim::violations`], and [`Sim::open_descriptors`] for what was never closed. A loop that
+//!   does not end is a panic, so that the test is not one either.
+//!
+//! # How long to wait, and what to expect
+//! Time is virtual, so a test has all of it. A bound in turns or calls is a mistake: a network from [`Faults::swarm`]
+//! may cut everything into single bytes and hold each up for three seconds, so that what is right takes hours of this
+//! time and several waits a byte. Give up only when nothing has moved, at either end, for longer than any delay there
+//! is: ten minutes of [`Sim::now`] will do.
+//!
+//! Set a program up under [`Faults::none`], and then [change](Sim::set_faults) to what it is to bear: a full swarm
+//! refuses descriptors, and a program may well end when it cannot begin.
+//!
+//! [`without_losses`](Faults::without_losses) leaves out what costs connections: each of them must end well and get
+//! all of its bytes. Where connections are lost, what may be asserted is that nobody gets what is wrong: what a client
+//! has read is the beginning of what it should get, and the whole of it only if the program itself says that the
+//! connection ended well, since one that finds no descriptor may be turned away with a FIN. Each client comes to an end,
+//! there is no [violation](Sim::violations), and nothing is [open](Sim::open_descriptors) when the program has ended.
 //!
 //! # What it does not model
 //! Threads (a wait does not block one; a wait that would last for ever returns, and is a violation), files and
@@ -114,6 +130,7 @@ pub use peer::{Peer, PeerListener, Received};
 pub use record::Counts;
 
 use crate::{Address, Errno, ListenOptions, Signal, Timestamp};
+use record::{Outcome, Subject};
 use world::World;
 
 /// A handle on one simulated world; clones are handles on the same one. See the [module](self).
@@ -210,7 +227,9 @@ impl Sim {
     /// The program's misuse of the kernel, the first hundred of it: descriptors of another world or used after
     /// their end, added twice, deleted without having been added, closed without having been deleted; calls on
     /// descriptors of the wrong kind; writing behind one's own FIN, or shutting down twice what is over; reading
-    /// into an empty buffer; waiting for ever for nothing.
+    /// into an empty buffer; waiting for ever for nothing; and a loop that does not end, at which the kernel panics: a
+    /// million calls, and a hundred more for each open descriptor, without a wait among them that brought an event or
+    /// let time pass.
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         self.world().record.violations().to_vec()
@@ -222,7 +241,29 @@ impl Sim {
         self.world().open_descriptors()
     }
 
-    /// The last two thousand calls, arrivals, events and faults, oldest first.
+    /// Puts a line into the trace, among the calls: what the program or the test thinks it is doing.
+    pub fn note(&self, line: &str) {
+        self.world().note(Subject::Test, line.to_owned(), Outcome::Done);
+    }
+
+    /// What the trace calls the registration with `token` and the other end of its connection, as `fd 9, its other end
+    /// socket #8`; `None` if no open descriptor is registered with it.
+    #[must_use]
+    pub fn who_is(&self, token: u64) -> Option<String> {
+        self.world().who_is(token)
+    }
+
+    /// The last two thousand calls, arrivals, events, faults and [notes](Self::note), oldest first, each with the time
+    /// of [`now`](Self::now) in milliseconds.
+    ///
+    /// `fd 9` is a descriptor of the program, by its number, which is given again after a close, as in Linux.
+    /// `socket #8` is one that is no descriptor: a [`Peer`], by the number that its `Debug` shows, or an end that waits
+    /// to be accepted or was closed before all that it sent has arrived. These numbers are used again too. A line
+    /// `accept socket #7 as fd 9` says what became of an end, and [`who_is`](Self::who_is) which two ends are a
+    /// connection.
+    ///
+    /// A token is shown as its low and its high half, `0.1`, which is how `epoll-reactor` shows the ids of connections;
+    /// `~` in front says that the highest bit of the low half is set, as it is there for what is no connection.
     #[must_use]
     pub fn trace(&self) -> Vec<String> {
         self.world().record.trace()

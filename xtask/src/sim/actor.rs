@@ -69,7 +69,11 @@ impl Actor {
             Some(number) => {
                 let session = &mut sessions[number];
                 let before = session.sent + session.heard;
-                let rest = if session.is_over() { None } else { session.act(&mut self.rng)? };
+                let rest = if session.is_over() {
+                    None
+                } else {
+                    session.act(&mut self.rng).map_err(|failure| failure.of_session(number))?
+                };
                 self.idle = if session.sent + session.heard == before { self.idle + 1 } else { 0 };
                 if session.is_over() {
                     self.session = None;

@@ -7,11 +7,16 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::plan::{Cuts, Kind, Plan, fault_names};
-use super::shrink::{Run, shrink};
+use super::report::{Report, report};
+use super::run;
 use super::stage::Tally;
-use super::{Broken, run};
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "A run takes milliseconds. One that takes more than ten seconds is named on standard error, and \
+                        after three minutes the program ends there: a turn that does not end. A run that fails is made \
+                        smaller first, which takes up to twenty seconds."
+)]
 pub(crate) struct Options {
     /// Run this seed alone, of each scenario or of those given
     #[arg(long)]
@@ -44,8 +49,6 @@ pub(crate) struct Options {
 
 /// One in so many seeds is run twice, to see that it is a function of its seed.
 const TWICE: u64 = 16;
-/// How much is shown of what happened last.
-const SHOWN: usize = 60;
 
 #[derive(Default)]
 struct Total {
@@ -53,7 +56,8 @@ struct Total {
     turns: u64,
     time: Duration,
     injected: BTreeMap<&'static str, u64>,
-    failures: u64,
+    /// The summary of each failure.
+    failures: Vec<String>,
 }
 
 /// Runs seeds; an error if one failed.
@@ -69,17 +73,20 @@ pub(crate) fn simulate(options: &Options, out: &mut impl Write) -> io::Result<()
         Some(seed) => {
             for kind in kinds {
                 if let Some(report) = one(&Plan::new(kind, seed, &cuts), &mut total) {
-                    out.write_all(report.as_bytes())?;
+                    out.write_all(report.details.as_bytes())?;
+                    total.failures.push(report.summary);
                 }
             }
         }
         None => many(options, &kinds, &cuts, &mut total, out)?,
     }
     table(&total, out)?;
-    if total.failures > 0 {
-        return Err(io::Error::other(format!("{} of {} runs failed", total.failures, total.runs)));
+    if total.failures.is_empty() {
+        return writeln!(out, "{} runs: nothing found", total.runs);
     }
-    Ok(())
+    // At the end, where they are not scrolled away.
+    out.write_all(total.failures.concat().as_bytes())?;
+    Err(io::Error::other(format!("{} of {} runs failed", total.failures.len(), total.runs)))
 }
 
 fn many(
@@ -101,7 +108,8 @@ fn many(
     while start.elapsed() < until && options.runs.is_none_or(|most| total.runs < most) {
         for kind in kinds {
             if let Some(report) = one(&Plan::new(*kind, seed, cuts), total) {
-                bar.suspend(|| out.write_all(report.as_bytes()))?;
+                bar.suspend(|| out.write_all(report.details.as_bytes()))?;
+                total.failures.push(report.summary);
                 if !options.keep_going {
                     bar.finish_and_clear();
                     return Ok(());
@@ -131,51 +139,27 @@ fn speed(total: &Total, elapsed: Duration) -> String {
 }
 
 /// Runs one plan, now and then twice; what there is to tell, if it failed.
-fn one(plan: &Plan, total: &mut Total) -> Option<String> {
+fn one(plan: &Plan, total: &mut Total) -> Option<Report> {
     let (tally, broken) = run(plan);
     total.add(&tally);
-    let told = if let Some(broken) = broken {
-        report(plan, &broken, |plan| run(plan).1)
-    } else if plan.seed.is_multiple_of(TWICE) {
+    if let Some(broken) = broken {
+        return Some(report(plan, &broken, |plan| run(plan).1));
+    }
+    if plan.seed.is_multiple_of(TWICE) {
         let (again, _) = run(plan);
         total.add(&again);
-        if again.fingerprint == tally.fingerprint {
-            return None;
+        if again.fingerprint != tally.fingerprint {
+            let summary =
+                format!("FAILED: not deterministic: another run the second time\n  again: {plan}\n");
+            return Some(Report { details: String::new(), summary });
         }
-        format!("NOT DETERMINISTIC: {plan} was another run the second time\n")
-    } else {
-        return None;
-    };
-    total.failures += 1;
-    Some(told)
-}
-
-/// All there is to say of a failure, and of the smallest run that fails for the same reason.
-pub(crate) fn report(plan: &Plan, broken: &Broken, run: Run) -> String {
-    let (smaller, small) = shrink(plan, broken.clone(), run);
-    let last = |lines: &[String]| lines[lines.len().saturating_sub(SHOWN)..].join("\n");
-    format!(
-        "FAILED: scenario {}, seed {}, after {:?} of virtual time\n  {}\n  again: {plan}\n\
-         Shrunk, after {:?}:\n  {}\n  again: {smaller}\n  {} clients, {} turns, gentle: {}, {:?}\n\
-         Last callbacks:\n{}\nLast of the kernel's trace:\n{}\n",
-        plan.kind.name(),
-        plan.seed,
-        broken.at,
-        broken.failure,
-        small.at,
-        small.failure,
-        smaller.clients,
-        smaller.turns,
-        smaller.gentle,
-        smaller.faults,
-        last(&small.callbacks),
-        last(&small.trace),
-    )
+    }
+    None
 }
 
 fn table(total: &Total, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "{} runs, {} turns; injected:", total.runs, total.turns)?;
-    for (name, count) in &total.injected {
+    for (name, count) in total.injected.iter().filter(|(_, count)| **count > 0) {
         writeln!(out, "  {name:<16} {count:>12}")?;
     }
     Ok(())

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, Timestamp};
 
+use super::failure::milliseconds;
+
 /// A callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -55,7 +57,7 @@ impl Lives {
     /// How much of the beginning of a connection's input is kept.
     pub(crate) const FIRST: usize = 64;
     /// How many of the last callbacks are kept.
-    const RECENT: usize = 60;
+    const RECENT: usize = 1000;
 
     pub(crate) const fn new() -> Self {
         Self {
@@ -90,7 +92,8 @@ impl Lives {
             .iter()
             .map(|(at, call, id, more)| {
                 let id = id.map_or_else(String::new, |id| format!(" {id}"));
-                format!("{:>14.6} ms  on_{call:?}{id} {more}", at.as_nanoseconds() as f64 / 1e6)
+                let call = format!("{call:?}").to_lowercase();
+                format!("{:>17}  on_{call}{id} {more}", milliseconds(*at))
             })
             .collect()
     }

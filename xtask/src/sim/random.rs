@@ -7,7 +7,7 @@ use epoll_reactor::{Address, CloseReason, ConnId, Limits, ListenOptions, Timesta
 use fastrand::Rng;
 
 use super::chaos::Chaos;
-use super::failure::{Failure, demand};
+use super::failure::{Failure, demand, milliseconds};
 use super::plan::{Plan, magnitude};
 use super::scenario::{Aftermath, Loop, Scenario};
 use super::session::{End, Session, Talk};
@@ -196,12 +196,23 @@ impl Bedlam {
             demand!(
                 turns <= LATE_TURNS,
                 "owed",
-                "{id}, in a turn that began at {began:?}: a timer {timer:?}, a deadline {deadline:?}, on_drain {drain:?}"
+                "{id} is owed {}, and has not got it by the end of the turn that began at {}",
+                owed_things(timer, deadline, drain),
+                milliseconds(began)
             );
             self.owed.insert(id, (what, turns));
         }
         Ok(())
     }
+}
+
+fn owed_things(timer: Option<Timestamp>, deadline: Option<Timestamp>, drain: Option<u64>) -> String {
+    let things = [
+        timer.map(|at| format!("on_timer since {}", milliseconds(at))),
+        deadline.map(|at| format!("a close by its deadline since {}", milliseconds(at))),
+        drain.map(|before| format!("on_drain, of which it has had {before}")),
+    ];
+    things.into_iter().flatten().collect::<Vec<_>>().join(" and ")
 }
 
 fn check_heard(

@@ -15,6 +15,7 @@ use super::limits::draw_limits;
 use super::overdue::Overdue;
 use super::pace::Pace;
 use super::plan::{Plan, magnitude};
+use super::report::{Scene, Who};
 use super::scenario::{Aftermath, Loop, Scenario, check_sessions};
 use super::session::{End, Ending, Session};
 use super::watched::{Numbered, Watched};
@@ -41,6 +42,8 @@ pub(crate) struct Stage<S: Scenario> {
     actors: Vec<Actor>,
     sessions: Vec<Session<S::Talk>>,
     ids: BTreeMap<usize, ConnId>,
+    /// What the kernel's trace calls each connection that has an id.
+    names: BTreeMap<usize, String>,
     accepted_messages: Vec<u64>,
     messages: u64,
     next_message: Timestamp,
@@ -88,6 +91,7 @@ impl<S: Scenario> Stage<S> {
             actors: actors.collect(),
             sessions: Vec::new(),
             ids: BTreeMap::new(),
+            names: BTreeMap::new(),
             accepted_messages: Vec::new(),
             messages: 0,
             next_message: sim.now(),
@@ -97,8 +101,17 @@ impl<S: Scenario> Stage<S> {
         })
     }
 
-    pub(crate) fn recent(&mut self) -> Vec<String> {
-        self.reactor.handler().lives.recent()
+    /// What is to be told of a failure, and is no more when everything has been taken down.
+    pub(crate) fn scene(&mut self) -> Scene {
+        let who = |number: usize| Who {
+            session: number,
+            id: self.ids.get(&number).copied(),
+            name: self.names.get(&number).cloned(),
+            client: self.sessions.get(number).and_then(|it| it.peer.as_ref()).map(|it| format!("{it:?}")),
+        };
+        let legend = (0..self.sessions.len()).map(who).collect();
+        let callbacks = self.reactor.handler().lives.recent();
+        Scene { at: self.sim.now(), callbacks, trace: self.sim.trace(), legend }
     }
 
     /// From the first turn to the last descriptor.
@@ -141,8 +154,8 @@ impl<S: Scenario> Stage<S> {
         let open = self.sessions.iter().enumerate().filter(|(_, session)| !session.is_over());
         let told = open.map(|(number, session)| {
             format!(
-                "session {number} ({:?}): sent {} of which {} arrived, heard {}, half-closed {}; ",
-                self.ids.get(&number),
+                "session {number} ({}): sent {} of which {} arrived, heard {}, half-closed {}; ",
+                self.ids.get(&number).map_or_else(|| "not open".to_owned(), ConnId::to_string),
                 session.sent,
                 session.arrived(),
                 session.heard,
@@ -228,6 +241,10 @@ impl<S: Scenario> Stage<S> {
                 found.push((number, life.id));
             }
         }
+        for (number, id) in &found {
+            // One that was closed in its first turn has no descriptor by now.
+            self.names.extend(self.sim.who_is(id.as_u64()).map(|name| (*number, name)));
+        }
         self.ids.extend(found);
     }
 
@@ -235,8 +252,8 @@ impl<S: Scenario> Stage<S> {
     fn hear_the_rest(&mut self) -> Result<(), Failure> {
         for _ in 0..10_000 {
             let mut heard = self.scenario.hear_the_rest()?;
-            for session in &mut self.sessions {
-                heard += session.hear_all()?;
+            for (number, session) in self.sessions.iter_mut().enumerate() {
+                heard += session.hear_all().map_err(|failure| failure.of_session(number))?;
             }
             if heard == 0 && self.sim.next_happening().is_none() {
                 return Ok(());

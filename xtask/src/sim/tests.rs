@@ -5,8 +5,8 @@ mod planted;
 
 use std::time::{Duration, Instant};
 
-use super::command::report;
 use super::plan::{Cuts, Kind, Plan};
+use super::report::report;
 use super::run;
 
 /// The seeds that always run.
@@ -17,7 +17,8 @@ const FRESH: Duration = Duration::from_secs(4);
 fn check(kind: Kind, seed: u64) {
     let plan = Plan::new(kind, seed, &Cuts::default());
     if let Some(broken) = run(&plan).1 {
-        panic!("{}", report(&plan, &broken, |plan| run(plan).1));
+        let report = report(&plan, &broken, |plan| run(plan).1);
+        panic!("{}{}", report.details, report.summary);
     }
 }
 

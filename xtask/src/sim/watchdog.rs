@@ -8,11 +8,22 @@ use std::time::{Duration, Instant};
 
 use super::plan::Plan;
 
-/// A run takes some seconds at most, in a debug build on a busy machine.
+/// A run takes milliseconds, or some seconds at most, in a debug build on a busy machine: one that takes longer is
+/// named, so that whoever waits knows for what,
+const LONG: Duration = Duration::from_secs(10);
+/// and in the end given up.
 const MOST: Duration = Duration::from_secs(180);
 
-/// The runs under way: the command that runs each again, and when it began.
-type Runs = HashMap<ThreadId, (String, Instant)>;
+/// A run under way.
+struct Run {
+    /// The command that runs it again.
+    plan: String,
+    start: Instant,
+    /// It has been named.
+    named: bool,
+}
+
+type Runs = HashMap<ThreadId, Run>;
 
 /// While it lives, its thread's run is under watch.
 #[derive(Debug)]
@@ -22,7 +33,7 @@ pub(crate) fn watch(plan: &Plan) -> Watching {
     static THREAD: OnceLock<()> = OnceLock::new();
     THREAD.get_or_init(|| drop(thread::spawn(look_forever)));
     let thread = thread::current().id();
-    runs().insert(thread, (plan.to_string(), Instant::now()));
+    runs().insert(thread, Run { plan: plan.to_string(), start: Instant::now(), named: false });
     Watching(thread)
 }
 
@@ -34,14 +45,23 @@ fn runs() -> MutexGuard<'static, Runs> {
 fn look_forever() {
     loop {
         thread::sleep(Duration::from_secs(1));
-        if let Some((plan, start)) = runs().values().find(|(_, start)| start.elapsed() > MOST) {
-            let told =
-                format!("FAILED: a turn that does not end, for {:?}\n  again: {plan}\n", start.elapsed());
-            // There is nobody else to tell.
-            let _: std::io::Result<()> = std::io::stderr().write_all(told.as_bytes());
-            std::process::exit(1);
+        for run in runs().values_mut() {
+            let (plan, time) = (&run.plan, run.start.elapsed().as_secs());
+            if run.start.elapsed() > MOST {
+                tell(&format!("FAILED: a turn that does not end, for {time} s\n  again: {plan}\n"));
+                std::process::exit(1);
+            }
+            if run.start.elapsed() > LONG && !run.named {
+                tell(&format!("\nunder way for {time} s: {plan}\n"));
+                run.named = true;
+            }
         }
     }
+}
+
+/// There is nobody else to tell.
+fn tell(told: &str) {
+    let _: std::io::Result<()> = std::io::stderr().write_all(told.as_bytes());
 }
 
 impl Drop for Watching {

@@ -51,7 +51,8 @@ impl<H: Handler> Watched<H> {
             Err(payload) => {
                 self.lives.panicked(id);
                 if !payload.is::<Planned>() {
-                    self.lives.violation(format!("{call:?} panicked: {}", text(payload.as_ref())));
+                    let who = id.map_or_else(String::new, |id| format!(" for {id}"));
+                    self.lives.violation(format!("{call:?}{who} panicked: {}", text(payload.as_ref())));
                 }
                 resume_unwind(payload)
             }

@@ -237,7 +237,7 @@ impl World {
         if let Some(listening) = self.listener_mut(listener) {
             listening.pending.push_back(server);
         }
-        self.note_for(listener, "connection arrives", Outcome::Number(server.index().into()));
+        self.note_for(listener, "connection arrives", Outcome::Socket(server.index()));
         self.wake(listener, EpollFlags::EPOLLIN);
     }
 

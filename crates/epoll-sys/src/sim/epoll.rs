@@ -33,6 +33,10 @@ pub(super) struct Watch {
 }
 
 impl Watch {
+    pub(super) const fn token(&self) -> u64 {
+        self.token
+    }
+
     /// epoll_ctl(2): errors and hang-ups are always reported.
     fn flags(&self) -> EpollFlags {
         self.interest.flags() | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP
@@ -189,6 +193,9 @@ impl World {
             self.run_due();
             let batch = self.collect(epoll, room);
             if !batch.is_empty() || deadline.is_some_and(|deadline| deadline <= self.now()) {
+                if !batch.is_empty() || timeout.is_some_and(|timeout| timeout > Duration::ZERO) {
+                    self.rest();
+                }
                 return Ok(batch);
             }
             match [self.next_happening(), deadline].into_iter().flatten().min() {

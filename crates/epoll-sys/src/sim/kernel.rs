@@ -135,7 +135,8 @@ impl Kernel for SimKernel {
     }
 
     fn add(&self, fd: &SimFd, interest: Interest, token: u64) -> Result<(), Errno> {
-        self.call(fd, Step::Add, |world, key| world.add(self.epoll, key, interest, token), done)
+        let tell = |_: &()| Outcome::Registered(token);
+        self.call(fd, Step::Add, |world, key| world.add(self.epoll, key, interest, token), tell)
     }
 
     fn delete(&self, fd: &SimFd) -> Result<(), Errno> {
@@ -170,10 +171,11 @@ impl Kernel for SimKernel {
         let accept = |world: &mut World, key| {
             let (server, peer) = world.accept(key)?;
             world.open(server);
-            Ok((server, peer))
+            let number = world.objects.get(server).and_then(|object| object.number);
+            Ok((server, peer, number.unwrap_or(-1)))
         };
-        let tell = |(server, _): &(Key, Address)| Outcome::Number(server.index().into());
-        let (key, peer) = self.call(listener, Step::Accept, accept, tell)?;
+        let tell = |(server, _, number): &(Key, Address, i32)| Outcome::Accepted(server.index(), *number);
+        let (key, peer, _) = self.call(listener, Step::Accept, accept, tell)?;
         Ok((SimFd { sim: self.sim.clone(), key }, peer))
     }
 

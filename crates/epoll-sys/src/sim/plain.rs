@@ -127,6 +127,18 @@ impl World {
         self.wake(other, EVERYTHING);
     }
 
+    /// What the trace calls the registration with `token` and the other end of its connection.
+    pub(super) fn who_is(&self, token: u64) -> Option<String> {
+        let mut open = self.numbers.iter().copied().flatten();
+        let is_it = |key: &Key| {
+            self.objects.get(*key).is_some_and(|object| object.watches.iter().any(|it| it.token() == token))
+        };
+        let key = open.find(is_it)?;
+        let peer = self.stream(key).and_then(|stream| stream.peer);
+        let other = peer.map_or_else(String::new, |peer| format!(", its other end {}", self.name(peer)));
+        Some(format!("{}{other}", self.name(key)))
+    }
+
     pub(super) fn open_descriptors(&self) -> Vec<String> {
         let describe = |key: Key| match &self.objects.get(key)?.kind {
             Kind::Stream(stream) => Some(format!("{} to {}", stream.local, stream.remote)),

@@ -1,6 +1,7 @@
 //! What a world remembers of itself: counts, a bounded trace with a fingerprint of all of it, and the misuse
 //! it has seen.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 
@@ -116,6 +117,8 @@ impl Step {
 /// Who an entry of the trace is about.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Subject {
+    /// What the test itself has to say.
+    Test,
     Fault,
     Epoll(usize),
     Descriptor(i32),
@@ -129,6 +132,34 @@ pub(super) enum Outcome {
     Number(u64),
     Failed(Errno),
     Event(u64, EpollFlags),
+    /// A registration with this token.
+    Registered(u64),
+    /// Of a socket that is no descriptor.
+    Socket(u32),
+    /// Of a socket that has become a descriptor.
+    Accepted(u32, i32),
+}
+
+/// A token, as whoever packs two numbers into it reads it: the low half and the high half, with a `~` where the
+/// highest bit of the low half is set.
+pub(super) struct Token(pub(super) u64);
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MARK: u64 = 1 << 31;
+        let (low, high) = (self.0 & 0xffff_ffff, self.0 >> 32);
+        write!(f, "{}{}.{high}", if low & MARK == 0 { "" } else { "~" }, low & !MARK)
+    }
+}
+
+/// A time as the trace shows it: milliseconds of the monotonic clock.
+pub(super) struct Milliseconds(pub(super) u64);
+
+impl fmt::Display for Milliseconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{}.{:06} ms", self.0 / 1_000_000, self.0 % 1_000_000);
+        f.pad(&text)
+    }
 }
 
 impl<T> From<&Result<T, Errno>> for Outcome {
@@ -137,29 +168,41 @@ impl<T> From<&Result<T, Errno>> for Outcome {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     at: u64,
     subject: Subject,
-    what: &'static str,
+    what: Cow<'static, str>,
     outcome: Outcome,
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>14.6} ms  ", self.at as f64 / 1e6)?;
+        write!(f, "{:>17}  ", Milliseconds(self.at))?;
         match self.subject {
+            Subject::Test => f.write_str("note: ")?,
             Subject::Fault => f.write_str("fault ")?,
             Subject::Epoll(index) => write!(f, "epoll {index}: ")?,
             Subject::Descriptor(number) => write!(f, "fd {number}: ")?,
             Subject::Other(index) => write!(f, "socket #{index}: ")?,
         }
-        f.write_str(self.what)?;
+        f.write_str(&self.what)?;
         match self.outcome {
             Outcome::Done => Ok(()),
             Outcome::Number(number) => write!(f, " {number}"),
             Outcome::Failed(errno) => write!(f, " -> {errno:?}"),
-            Outcome::Event(token, flags) => write!(f, " {token:#x} {flags:?}"),
+            Outcome::Event(token, flags) => {
+                let mut separator = " ";
+                write!(f, " {}", Token(token))?;
+                for (name, _) in flags.iter_names() {
+                    write!(f, "{separator}{name}")?;
+                    separator = "|";
+                }
+                Ok(())
+            }
+            Outcome::Registered(token) => write!(f, " {}", Token(token)),
+            Outcome::Socket(index) => write!(f, " socket #{index}"),
+            Outcome::Accepted(index, number) => write!(f, " socket #{index} as fd {number}"),
         }
     }
 }
@@ -197,8 +240,9 @@ impl Record {
         self.injected.add(fault as usize);
     }
 
-    pub(super) fn note(&mut self, at: u64, subject: Subject, what: &'static str, outcome: Outcome) {
+    pub(super) fn note(&mut self, at: u64, subject: Subject, what: Cow<'static, str>, outcome: Outcome) {
         let (kind, who) = match subject {
+            Subject::Test => (4, 0),
             Subject::Fault => (0, 0),
             Subject::Epoll(index) => (1, index as u64),
             Subject::Descriptor(number) => (2, u64::from(number.unsigned_abs())),
@@ -208,7 +252,12 @@ impl Record {
             Outcome::Done => (0, 0),
             Outcome::Number(number) => (1, number),
             Outcome::Failed(errno) => (2, u64::from((errno as i32).unsigned_abs())),
-            Outcome::Event(token, flags) => (3 + u64::from(flags.bits().unsigned_abs()), token),
+            Outcome::Event(token, flags) => (6 + u64::from(flags.bits().unsigned_abs()), token),
+            Outcome::Registered(token) => (3, token),
+            Outcome::Socket(index) => (4, index.into()),
+            Outcome::Accepted(index, number) => {
+                (5, u64::from(index) << 32 | u64::from(number.unsigned_abs()))
+            }
         };
         let name = what.bytes().fold(0, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
         for word in [at, kind, who, name, result, detail] {
@@ -273,10 +322,10 @@ mod tests {
     #[test]
     fn the_trace_is_bounded_and_the_fingerprint_is_of_all_of_it() {
         let (mut one, mut other) = (Record::new(), Record::new());
-        one.note(0, Subject::Fault, "first", Outcome::Done);
+        one.note(0, Subject::Fault, "first".into(), Outcome::Done);
         for record in [&mut one, &mut other] {
             for at in 0..3_000 {
-                record.note(at, Subject::Descriptor(3), "recv", Outcome::Number(7));
+                record.note(at, Subject::Descriptor(3), "recv".into(), Outcome::Number(7));
                 record.violation("once more".to_owned());
             }
         }
@@ -285,5 +334,12 @@ mod tests {
         assert_eq!(one.violations().len(), Record::VIOLATIONS);
         assert_ne!(one.fingerprint(), other.fingerprint());
         assert_eq!(one.trace().last().unwrap().trim(), "0.002999 ms  fd 3: recv 7");
+    }
+
+    #[test]
+    fn a_token_is_shown_as_its_halves() {
+        for (token, shown) in [(1, "1.0"), (3 << 32 | 7, "7.3"), (1 << 32 | 1 << 31, "~0.1")] {
+            assert_eq!(Token(token).to_string(), shown);
+        }
     }
 }

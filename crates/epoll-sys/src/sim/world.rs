@@ -1,5 +1,6 @@
 //! Everything there is in one simulated world, its clock, and its agenda of what is to happen.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::time::{Duration, SystemTime};
@@ -13,7 +14,7 @@ use super::faults::{Fault, Faults};
 use super::names::Names;
 use super::network::log_uniform;
 use super::plain::Plain;
-use super::record::{Outcome, Record, Step, Subject};
+use super::record::{Milliseconds, Outcome, Record, Step, Subject};
 use super::stream::Stream;
 use super::table::{Key, Table};
 use crate::Errno;
@@ -33,6 +34,8 @@ pub(super) struct World {
     pub(super) signals: u8,
     /// The call that was last interrupted, if no other was made since.
     interrupted: Option<Step>,
+    /// Calls since the last wait that brought an event or let time pass, or since the test let time pass.
+    without_rest: u64,
     /// Nanoseconds of the monotonic clock.
     now: u64,
     /// What the wall clock shows at 0.
@@ -85,6 +88,9 @@ impl World {
     const START: u64 = 1_000_000_000;
     /// 1 January 2025, 0:00 UTC.
     const WALL_START: Duration = Duration::from_secs(1_735_689_600);
+    /// After so many calls without a rest, and a hundred more for each open descriptor, a program is in a loop that
+    /// does not end.
+    const MOST_WITHOUT_REST: u64 = 1_000_000;
 
     pub(super) fn new(seed: u64, faults: Faults) -> Self {
         Self {
@@ -98,6 +104,7 @@ impl World {
             free_numbers: BTreeSet::new(),
             signals: 0,
             interrupted: None,
+            without_rest: 0,
             now: Self::START,
             wall_start: SystemTime::UNIX_EPOCH + Self::WALL_START,
             agenda: BinaryHeap::new(),
@@ -135,6 +142,7 @@ impl World {
 
     /// Lets `duration` pass, with all that happens in it.
     pub(super) fn advance(&mut self, duration: Duration) {
+        self.rest();
         let until = self.now.saturating_add(nanoseconds(duration));
         while let Some(at) = self.next_happening().filter(|at| *at <= until) {
             self.skip_to(at);
@@ -208,14 +216,44 @@ impl World {
     // What there is.
 
     /// Every call begins here: it is counted, takes its time, and finds what has happened meanwhile.
+    ///
+    /// # Panics
+    /// There have been too many since the last rest. A program that goes on for ever can be told in no other way.
     pub(super) fn begin(&mut self, step: Step) {
         self.record.count_call(step);
+        self.demand_rest(step);
         let longest = self.faults.call_time;
         if longest > Duration::ZERO {
             let took = self.duration_between((Duration::ZERO, longest));
             self.skip(took);
         }
         self.run_due();
+    }
+
+    #[expect(clippy::panic, reason = "it ends a test that would not end")]
+    fn demand_rest(&mut self, step: Step) {
+        // What is closed is closed once, and a panic must not meet another on its way.
+        if matches!(step, Step::Delete | Step::Close) {
+            return;
+        }
+        self.without_rest += 1;
+        let most = Self::MOST_WITHOUT_REST + 100 * self.numbers.len() as u64;
+        if self.without_rest > most {
+            self.without_rest = 0;
+            let told = format!(
+                "{most} calls, the last of them {}, and no wait among them that brought an event or let time pass: \
+                 a loop that does not end, at {}",
+                step.name(),
+                Milliseconds(self.now)
+            );
+            self.record.violation(told.clone());
+            panic!("simulated kernel: {told}");
+        }
+    }
+
+    /// The program has waited, or the test has let time pass.
+    pub(super) const fn rest(&mut self) {
+        self.without_rest = 0;
     }
 
     pub(super) fn stream(&self, key: Key) -> Option<&Stream> {
@@ -287,8 +325,8 @@ impl World {
         }
     }
 
-    pub(super) fn note(&mut self, subject: Subject, what: &'static str, outcome: Outcome) {
-        self.record.note(self.now, subject, what, outcome);
+    pub(super) fn note(&mut self, subject: Subject, what: impl Into<Cow<'static, str>>, outcome: Outcome) {
+        self.record.note(self.now, subject, what.into(), outcome);
     }
 
     pub(super) fn note_for(&mut self, key: Key, what: &'static str, outcome: Outcome) {
@@ -296,12 +334,16 @@ impl World {
     }
 
     pub(super) fn violation(&mut self, key: Key, what: &str) {
-        let at = Duration::from_nanos(self.now - Self::START);
-        let who = match self.subject(key) {
+        let told = format!("{}: {what}, at {}", self.name(key), Milliseconds(self.now));
+        self.record.violation(told);
+    }
+
+    /// What the trace calls `key`.
+    pub(super) fn name(&self, key: Key) -> String {
+        match self.subject(key) {
             Subject::Descriptor(number) => format!("fd {number}"),
             _ => format!("socket #{}", key.index()),
-        };
-        self.record.violation(format!("{who}: {what}, at {at:?}"));
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use fastrand::Rng;
 use crate::sim::echo::{Caller, Echoes};
 use crate::sim::failure::Failure;
 use crate::sim::plan::{Cuts, Kind, Plan};
+use crate::sim::report::report;
 use crate::sim::scenario::{Aftermath, Scenario};
 use crate::sim::shrink::shrink;
 use crate::sim::{Broken, run_as};
@@ -95,7 +96,12 @@ fn must_be_found<const WHAT: u8>(rules: &[&str]) {
     assert!(smaller.clients <= plan.clients && smaller.turns <= plan.turns);
     assert!(smaller.cuts.without.len() > plan.cuts.without.len(), "{smaller}");
     let again = run::<WHAT>(&Plan::new(Kind::Echo, plan.seed, &smaller.cuts));
-    assert_eq!(again.map(|broken| broken.failure), Some(small.failure), "{smaller}");
+    assert_eq!(again.map(|broken| broken.failure), Some(small.failure.clone()), "{smaller}");
+    // What is told ends where it failed, and names whom it is about.
+    let teardown = small.scene.trace.iter().find(|line| line.contains("fd 3: close"));
+    assert_eq!(teardown, None, "the loop's waker is closed when it is dropped");
+    let details = report(&plan, &broken, run::<WHAT>).details;
+    assert!(details.contains("\nLast callbacks of session "), "{details}");
 }
 
 #[test]

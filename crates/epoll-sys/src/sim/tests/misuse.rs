@@ -86,6 +86,50 @@ fn waiting_for_ever_for_nothing() {
     only(&sim, "waits for ever");
 }
 
+/// What [`catch_unwind`](std::panic::catch_unwind) catches of `program`, which does not end by itself.
+fn ended(mut program: impl FnMut()) -> String {
+    let forever = std::panic::AssertUnwindSafe(|| {
+        loop {
+            program();
+        }
+    });
+    let caught: Result<(), _> = std::panic::catch_unwind(forever);
+    *caught.unwrap_err().downcast::<String>().unwrap()
+}
+
+#[test]
+fn a_loop_that_does_not_end() {
+    let (sim, kernel, server, _peer) = pair(1, Faults { eintr: 300_000, ..Faults::none() });
+    let told = ended(|| _ = kernel.recv(&server, &mut [0; 4]));
+    assert!(told.contains("the last of them recv") && told.contains("does not end"), "{told}");
+    only(&sim, "a loop that does not end");
+    let mut events = Events::with_capacity(1);
+    // Linux does nothing else for a program that does not let it rest.
+    ended(|| _ = kernel.wait(&mut events, Some(Duration::ZERO)));
+    ended(|| _ = kernel.wait(&mut events, None));
+    // The world goes on.
+    assert_eq!(kernel.delete(&server), Ok(()));
+}
+
+#[test]
+fn many_calls_between_rests_are_no_endless_loop() {
+    let (sim, kernel, server, peer) = pair(1, Faults::none());
+    for round in 0..3 {
+        for _ in 0..600_000 {
+            let _ = kernel.recv(&server, &mut [0; 4]);
+        }
+        match round % 3 {
+            0 => sim.advance(Duration::from_nanos(1)),
+            1 => assert!(wait_for(&kernel, Duration::from_millis(1)).is_empty()),
+            _ => {
+                peer.send(b"x");
+                assert_eq!(next(&kernel).0, SERVER);
+            }
+        }
+    }
+    assert_eq!(sim.violations(), [""; 0]);
+}
+
 #[test]
 fn a_descriptor_of_another_world() {
     let (sim, kernel, _server, _peer) = pair(1, Faults::none());

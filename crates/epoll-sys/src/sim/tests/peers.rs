@@ -274,3 +274,21 @@ fn nothing_is_left_of_connections_that_are_over() {
         assert_eq!(left, 0, "seed {seed}: {:#?}", sim.trace());
     }
 }
+
+#[test]
+fn the_trace_tells_who_is_who() {
+    let (sim, kernel, server, peer) = pair(1, Faults::none());
+    sim.note("as the test sees it");
+    let number = server.number();
+    let socket = format!("{peer:?}").split(['#', ',']).nth(1).unwrap().to_owned();
+    assert_eq!(sim.who_is(SERVER), Some(format!("fd {number}, its other end socket #{socket}")));
+    assert_eq!(sim.who_is(99), None);
+    let trace = sim.trace().join("\n");
+    let accepted = trace.split("accept socket #").nth(1).unwrap().lines().next().unwrap();
+    assert!(accepted.ends_with(&format!("as fd {number}")), "{accepted}");
+    assert!(trace.contains(&format!("fd {number}: add {SERVER}.0")), "{trace}");
+    assert!(trace.contains(&format!("epoll 0: event {SERVER}.0 EPOLLOUT")), "{trace}");
+    assert!(trace.ends_with("note: as the test sees it"), "{trace}");
+    kernel.delete(&server).unwrap();
+    assert_eq!(sim.who_is(SERVER), None);
+}
