@@ -10,6 +10,7 @@ mod command;
 mod echo;
 mod failure;
 mod http;
+mod library;
 mod limits;
 mod lives;
 mod oracle;

@@ -75,7 +75,8 @@ impl Ctx {
     ///
     /// If the file turns out to be shorter, or cannot be read, the connection is closed with
     /// [`FileCutShort`](crate::CloseReason::FileCutShort): the peer was promised more. The loop waits for the disk if
-    /// the bytes are not in memory.
+    /// the bytes are not in memory. A program that has changed how it takes `SIGPIPE` must ignore it again, as Rust
+    /// programs do by default: sendfile(2) raises it when the peer has gone.
     pub fn send_file(&mut self, id: ConnId, slice: FileSlice) -> SendOutcome<FileSlice> {
         // One too long to count is refused as too much for any queue.
         let length = usize::try_from(slice.length).unwrap_or(usize::MAX);

@@ -301,6 +301,28 @@ mod tests {
     }
 
     #[test]
+    fn what_has_more_behind_it_waits_for_it() {
+        let linux = Linux::new().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4).unwrap();
+        // For 200 ms at most, in which a busy machine may not have got to the wait below.
+        let waits = || {
+            let (client, server) = pair(&linux);
+            let waiting = Linux::new().unwrap();
+            waiting.add(&server, Interest::Readable, 1).unwrap();
+            linux.writev(&client, &[IoSlice::new(b"head")], Then::More).unwrap();
+            let mut events = Events::with_capacity(1);
+            waiting.wait(&mut events, Some(Duration::ZERO)).unwrap();
+            let held_back = events.is_empty();
+            assert_eq!(linux.sendfile(&client, &file, 0, 4), Ok(4));
+            assert!(next(&waiting).readiness.is_readable());
+            let mut buffer = [0; 64];
+            held_back && linux.recv(&server, &mut buffer) == Ok(8)
+        };
+        assert!((0..50).any(|_| waits()));
+    }
+
+    #[test]
     fn pipes_can_be_waited_for_at_both_ends() {
         let linux = Linux::new().unwrap();
         let (reader, writer) = unistd::pipe2(OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).unwrap();
@@ -340,5 +362,9 @@ mod tests {
         assert!(pending.read_signal().unwrap().is_none());
         assert_eq!(linux.write(&client, b"x"), Err(Errno::EPIPE));
         assert!(pending.read_signal().unwrap().is_some(), "write(2) does, or this test shows nothing");
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1).unwrap();
+        assert_eq!(linux.sendfile(&client, &file, 0, 1), Err(Errno::EPIPE));
+        assert!(pending.read_signal().unwrap().is_some(), "nor can sendfile(2) be told not to");
     }
 }

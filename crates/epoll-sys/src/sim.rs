@@ -41,8 +41,9 @@
 //!
 //! # What it does not model
 //! Threads (a wait does not block one; a wait that would last for ever returns, and is a violation), files and
-//! directories, loss and congestion, keepalive and `TCP_USER_TIMEOUT`, `TIME_WAIT`, and memory but by its errors.
-//! `TCP_NOTSENT_LOWAT` is a smaller send buffer.
+//! directories (what is sent of a file is read from the real one), loss and congestion, keepalive and
+//! `TCP_USER_TIMEOUT`, `TIME_WAIT`, and memory but by its errors. `TCP_NOTSENT_LOWAT` is a smaller send buffer. What has
+//! more behind it ([`Then::More`](crate::Then::More)) does not wait for it.
 //!
 //! # Testing a program of your own on it
 //! Any code that is generic over [`Kernel`](crate::Kernel) will do; here, one that answers whatever it reads.

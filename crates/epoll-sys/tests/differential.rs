@@ -8,6 +8,8 @@
 )]
 
 use std::fmt::Debug;
+use std::fs::File;
+use std::io::Write;
 use std::time::Duration;
 
 use epoll_sys::sim::{Faults, Sim};
@@ -27,6 +29,8 @@ struct End<F> {
 struct Run<'kernel, K: Kernel> {
     kernel: &'kernel K,
     ends: [End<K::Fd>; 2],
+    /// Ten bytes.
+    file: File,
     log: Vec<String>,
 }
 
@@ -45,7 +49,9 @@ impl<'kernel, K: Kernel> Run<'kernel, K> {
         for (token, end) in (0..).zip(&ends) {
             kernel.add(end.fd.as_ref().unwrap(), Interest::Stream, token).unwrap();
         }
-        Self { kernel, ends, log: Vec::new() }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        Self { kernel, ends, file, log: Vec::new() }
     }
 
     /// A loopback network is as good as immediate, on both.
@@ -71,7 +77,7 @@ impl<'kernel, K: Kernel> Run<'kernel, K> {
 
     fn call(&mut self, rng: &mut Rng) {
         let side = rng.usize(0..2);
-        let (choice, length) = (rng.u8(0..18), rng.usize(1..20));
+        let (choice, length) = (rng.u8(0..20), rng.usize(1..20));
         let Some(fd) = self.ends[side].fd.take() else { return };
         let kernel = self.kernel;
         let name = |what: &str| format!("{side} {what} {length}");
@@ -83,6 +89,10 @@ impl<'kernel, K: Kernel> Run<'kernel, K> {
             14 => self.note(&name("take_error"), &kernel.take_error(&fd)),
             15 => self.note(&name("shutdown"), &kernel.shutdown_write(&fd)),
             16 => self.note(&name("read"), &kernel.read(&fd, &mut vec![0; length])),
+            17 | 18 => {
+                let offset = length as u64 * 7 % 13;
+                self.note(&name("sendfile"), &kernel.sendfile(&fd, &self.file, offset, length));
+            }
             _ => {
                 if length % 3 == 0 {
                     self.note(&name("linger"), &kernel.reset_on_close(&fd));

@@ -11,6 +11,10 @@ pub(crate) struct Book {
     pub(crate) accepted: u64,
     /// How many more it may be sent.
     pub(crate) budget: usize,
+    /// It was sent parts of files.
+    pub(crate) files: bool,
+    /// One of them a file that is not so long.
+    pub(crate) cheated: bool,
     /// Its end has been asked for: after everything sent to it was delivered.
     pub(crate) flushed: bool,
     /// At once.
@@ -31,6 +35,13 @@ pub(crate) struct Book {
 }
 
 impl Book {
+    /// So many bytes were accepted for it.
+    pub(crate) fn note_sent(&mut self, count: usize, queued: bool) {
+        self.accepted += count as u64;
+        self.budget -= count;
+        self.drain_owed |= queued;
+    }
+
     /// The number of the `on_drain` that is owed, if one is.
     pub(crate) fn owed_drain(&self) -> Option<u64> {
         (self.drain_owed && !self.half_closed).then_some(self.drains)

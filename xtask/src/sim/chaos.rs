@@ -9,6 +9,7 @@ use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, Handler, Send
 use fastrand::Rng;
 
 use super::book::{Book, Heard};
+use super::library::Library;
 use super::plan::{a_while, magnitude};
 use super::voice;
 use super::watched::Planned;
@@ -23,6 +24,7 @@ pub(crate) struct Chaos {
     connects: u32,
     /// Bytes that each connection may be sent.
     budget: usize,
+    library: Option<Library>,
     open: Vec<ConnId>,
     gone: Vec<ConnId>,
     pub(crate) books: BTreeMap<ConnId, Book>,
@@ -31,16 +33,18 @@ pub(crate) struct Chaos {
 
 impl Chaos {
     pub(crate) fn new(rng: Rng, gentle: bool, targets: Vec<Address>, budget: usize) -> Self {
+        let library = Library::open();
         Self {
             rng,
             gentle,
             targets,
             connects: 0,
             budget,
+            violations: library.clone().err().into_iter().collect(),
+            library: library.ok(),
             open: Vec::new(),
             gone: Vec::new(),
             books: BTreeMap::new(),
-            violations: Vec::new(),
         }
     }
 
@@ -142,8 +146,11 @@ impl Chaos {
         let bytes = voice::speak(id.as_u64(), self.book(id).accepted, count);
         let (open, queued) = (ctx.is_open(id) && !self.book(id).half_closed, ctx.queued(id));
         let held = ctx.buffered() + current.map_or(0, |current| ctx.queued(current));
-        let shared = self.rng.bool();
-        let outcome = if shared {
+        let kind = self.rng.u8(0..3);
+        if kind == 2 && self.send_file(ctx, current, id, count) {
+            return;
+        }
+        let outcome = if kind == 1 {
             ctx.send_shared(id, Bytes::from(bytes.clone()))
         } else {
             match ctx.send(id, &bytes) {
@@ -156,7 +163,10 @@ impl Chaos {
         let limits = ctx.limits();
         let right = match &outcome {
             SendOutcome::Sent | SendOutcome::Queued => {
-                open && ctx.queued(id) == queued + count && queued + count <= limits.output
+                // How much of what waits is in files, only the loop's own audit knows.
+                let within = self.books.get(&id).is_some_and(|book| book.files);
+                let within = within || queued + count <= limits.output;
+                open && ctx.queued(id) == queued + count && within
             }
             SendOutcome::OverLimit(back) => {
                 let fits = queued + count <= limits.output && held + count <= limits.memory;
@@ -170,11 +180,40 @@ impl Chaos {
             ));
         }
         if outcome.is_accepted() {
-            let book = self.book(id);
-            book.accepted += count as u64;
-            book.budget -= count;
-            book.drain_owed |= matches!(outcome, SendOutcome::Queued);
+            self.book(id).note_sent(count, matches!(outcome, SendOutcome::Queued));
         }
+    }
+
+    /// The same as a part of a file; false if it is in none.
+    fn send_file(&mut self, ctx: &mut Ctx, current: Option<ConnId>, id: ConnId, count: usize) -> bool {
+        let Some(library) = &self.library else { return false };
+        let said = self.books.get(&id).map_or(0, |book| book.accepted);
+        let cheat = !self.gentle && self.rng.u8(0..50) == 0;
+        let slice = if cheat { Some(library.promise(count)) } else { library.find(id.as_u64(), said, count) };
+        let Some(slice) = slice else { return false };
+        let (open, queued) = (ctx.is_open(id) && !self.book(id).half_closed, ctx.queued(id));
+        let held = ctx.buffered() + current.map_or(0, |current| ctx.queued(current));
+        let outcome = ctx.send_file(id, slice);
+        let right = match &outcome {
+            SendOutcome::Sent | SendOutcome::Queued => open && ctx.queued(id) == queued + count,
+            // A file counts for its place alone.
+            SendOutcome::OverLimit(back) => {
+                open && held + 64 > ctx.limits().memory && back.length == count as u64
+            }
+            SendOutcome::Gone(back) => !open && back.length == count as u64,
+        };
+        if !right {
+            self.violations.push(format!(
+                "send_file of {count} to {id} (open {open}, {queued} waiting, {held} held): {outcome:?}"
+            ));
+        }
+        if outcome.is_accepted() {
+            let book = self.book(id);
+            book.files = true;
+            book.cheated |= cheat;
+            book.note_sent(count, matches!(outcome, SendOutcome::Queued));
+        }
+        true
     }
 
     fn close_after_flush(&mut self, ctx: &mut Ctx, id: ConnId) {
@@ -330,6 +369,7 @@ impl Handler for Chaos {
             CloseReason::Local => asked,
             CloseReason::PeerClosed => book.eof && asked,
             CloseReason::ReadTimeout => late,
+            CloseReason::FileCutShort => book.cheated,
             _ => true,
         };
         let whole = delivered == book.accepted || book.panicked;

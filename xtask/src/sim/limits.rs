@@ -16,6 +16,7 @@ pub(crate) fn draw_limits(plan: &Plan, rng: &mut Rng) -> Limits {
         connections: magnitude(rng, 1, 64),
         read_buffer: magnitude(rng, 1, 1 << 16),
         read_budget: magnitude(rng, 1, 1 << 18),
+        write_budget: magnitude(rng, 16, 1 << 18),
         accept_budget: magnitude(rng, 1, 64),
         message_budget: magnitude(rng, 1, 64),
         message_queue: magnitude(rng, 1, 256),

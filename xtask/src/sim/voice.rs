@@ -5,7 +5,7 @@
 pub(crate) const URGENT: u8 = 0xff;
 
 /// Every other byte is a digit.
-const BASE: u64 = 251;
+pub(crate) const BASE: u64 = 251;
 /// The first bytes of a stream are the number of its speaker.
 pub(crate) const NAME: u64 = 8;
 

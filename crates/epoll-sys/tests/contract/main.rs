@@ -11,6 +11,7 @@
 mod bench;
 mod connecting;
 mod ending;
+mod files;
 mod streaming;
 mod waiting;
 
@@ -90,6 +91,17 @@ macro_rules! contract {
                     room_that_was_not_missed_is_no_edge,
                     a_full_unix_socket_takes_more_after_an_edge,
                     sockets_are_read_and_written_like_anything_else,
+                ],
+                files: [
+                    a_part_of_a_file_is_sent_whole_and_its_position_stays,
+                    a_file_follows_what_was_said_to_have_more_behind_it,
+                    a_file_that_ends_is_sent_as_far_as_it_goes,
+                    a_full_socket_takes_more_of_a_file_after_an_edge,
+                    a_full_unix_socket_takes_more_of_a_file_after_an_edge,
+                    a_full_socket_refuses_a_file_at_once,
+                    a_reset_connection_takes_no_file,
+                    a_file_behind_ones_own_end_is_a_broken_pipe,
+                    what_is_no_file_to_be_sent_is_an_error_of_its_own,
                 ],
                 ending: [
                     the_end_is_read_again_and_again,

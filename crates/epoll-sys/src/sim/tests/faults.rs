@@ -26,6 +26,13 @@ fn a_short_read_is_followed_by_an_edge() {
     assert!(injected(&sim, "short_recv") > 1);
 }
 
+/// A hundred bytes.
+fn file() -> std::fs::File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(100).unwrap();
+    file
+}
+
 #[test]
 fn a_short_write_is_followed_by_an_edge() {
     let (sim, kernel, server, peer) = pair(1, Faults { short_send: ALWAYS, ..Faults::none() });
@@ -34,9 +41,11 @@ fn a_short_write_is_followed_by_an_edge() {
     let pieces = [IoSlice::new(&[7; 50]), IoSlice::new(&[7; 50])];
     let sent = sent + kernel.writev(&server, &pieces, Then::Nothing).unwrap();
     assert!(next(&kernel).1.is_writable());
+    let sent = sent + kernel.sendfile(&server, &file(), 0, 100).unwrap();
+    assert!(next(&kernel).1.is_writable());
     sim.advance(SOON);
     assert_eq!(peer.recv_all().len(), sent);
-    assert_eq!(injected(&sim, "short_send"), 2);
+    assert_eq!(injected(&sim, "short_send"), 3);
 }
 
 /// Not even if nothing that was sent can arrive.
@@ -113,6 +122,7 @@ fn every_call_that_may_wait_is_interrupted_once() {
         Box::new(|| kernel.send(&server, b"x").map(drop)),
         Box::new(|| kernel.write(&server, b"x").map(drop)),
         Box::new(|| kernel.writev(&server, &[IoSlice::new(b"x")], Then::Nothing).map(drop)),
+        Box::new(|| kernel.sendfile(&server, &file(), 0, 1).map(drop)),
         Box::new(|| kernel.write(&notifier, &[1; 8]).map(drop)),
         Box::new(|| kernel.read(&notifier, &mut [0; 8]).map(drop)),
         Box::new(|| kernel.read_signal(&signals).map(drop)),
@@ -121,7 +131,7 @@ fn every_call_that_may_wait_is_interrupted_once() {
     for (position, call) in calls.iter_mut().enumerate() {
         assert_eq!((call(), call()), (Err(Errno::EINTR), Ok(())), "call {position}");
     }
-    assert_eq!(injected(&sim, "eintr"), 10);
+    assert_eq!(injected(&sim, "eintr"), 11);
 }
 
 #[test]
