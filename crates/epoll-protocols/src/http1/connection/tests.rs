@@ -6,8 +6,13 @@ use std::time::UNIX_EPOCH;
 use super::super::fuzzing::{Client, Outcome, small_limits};
 use super::super::limits::HttpLimits;
 use super::*;
+use answers::Answer;
 
+#[path = "../../../tests/support/answers.rs"]
+mod answers;
+mod conformance;
 mod lifecycle;
+mod player;
 
 fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: HttpLimits) -> Outcome {
     let mut client = Client::new(limits);

@@ -1,0 +1,478 @@
+//! A service that does as each request's target says, and a driver of the codec that does as its documentation asks:
+//! between them every kind of exchange can be played, and what the service was told is written down.
+//!
+//! A target is `/` and words, with commas between: `in` (the body is streamed in), `pause` (after each piece of it),
+//! `most=N` (as its limit), `full=N` (refused with 507 once more has come), `no=S` (refused with that status before it
+//! comes); `later` (deferred), `job`, `bad` (a job that panics); `flow=N:K` (N bytes streamed in steps of K), `sized=N:K:M`
+//! (M of them announced), `dry` (a step of nothing before each other), `cut=N` (aborted after that many bytes), `parts`,
+//! `file=N`; `status=S`, `last`. Whatever has no body otherwise says what it was asked.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::{Arc, OnceLock};
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use epoll_reactor::{Address, FileSlice};
+
+use super::super::super::date::DateHeader;
+use super::super::super::output::NotCached;
+use super::super::super::response::{Part, Response};
+use super::super::super::sending::BodyWriter;
+use super::super::super::service::Answered;
+use super::super::super::{HttpLimits, Output};
+use super::answers::{Answer, Fault};
+use super::*;
+
+/// What the service was told, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Call(u64),
+    End(u64, bool),
+    /// The number of the request, or why it was refused; the status; the bytes of body.
+    Answered(Result<u64, Rejection>, u16, u64),
+}
+
+#[derive(Default)]
+pub(super) struct Player {
+    pub(super) told: Vec<Told>,
+    /// The exchanges that are owed an end, with what their bodies were.
+    pub(super) open: BTreeMap<u64, Exchanged>,
+    /// How often a body was asked for.
+    pub(super) asked: usize,
+    /// Bytes that `on_body` brought.
+    pub(super) pieces: Vec<usize>,
+}
+
+#[derive(Default)]
+pub(super) struct Exchanged {
+    target: String,
+    received: Vec<u8>,
+    written: usize,
+    steps: usize,
+    pub(super) deferred: bool,
+    pub(super) flowing: bool,
+}
+
+/// The value of a word of a target.
+fn word<'a>(target: &'a str, name: &str) -> Option<&'a str> {
+    let mut words = target.trim_start_matches('/').split(',');
+    words.find_map(|word| match word.split_once('=') {
+        Some((key, value)) => (key == name).then_some(value),
+        None => (word == name).then_some(""),
+    })
+}
+
+fn numbers(target: &str, name: &str) -> Option<Vec<usize>> {
+    Some(word(target, name)?.split(':').map(|number| number.parse().unwrap()).collect())
+}
+
+/// The bytes of every body that is only long: no two near ones are alike.
+pub(super) fn pattern(stretch: std::ops::Range<usize>) -> Vec<u8> {
+    stretch.map(|at| b'a' + u8::try_from((at + at / 26) % 26).unwrap()).collect()
+}
+
+/// A file of three mebibytes of the pattern, without a name.
+fn large_file() -> Arc<File> {
+    static FILE: OnceLock<Arc<File>> = OnceLock::new();
+    let make = || {
+        let path = std::env::temp_dir().join(format!("epoll-protocols-player-{}", std::process::id()));
+        let mut file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+        std::fs::remove_file(path).unwrap();
+        file.write_all(&pattern(0..3 << 20)).unwrap();
+        Arc::new(file)
+    };
+    FILE.get_or_init(make).clone()
+}
+
+/// Fills in the answer that a target asks for; whoever runs it.
+fn fill(request: &Request<'_>, body: &[u8], response: &mut Response) {
+    let target = request.target();
+    if let Some(status) = numbers(target, "status") {
+        response.set_status(u16::try_from(status[0]).unwrap());
+    }
+    if word(target, "last").is_some() {
+        response.close_connection();
+    }
+    if let Some(sized) = numbers(target, "sized") {
+        response.stream_sized(*sized.get(2).unwrap_or(&sized[0]) as u64);
+    } else if word(target, "flow").is_some() {
+        response.stream();
+    } else if word(target, "parts").is_some() {
+        let file = Part::File(FileSlice { file: large_file(), offset: 0, length: 10 });
+        let bytes = |text: &'static [u8]| Part::Bytes(Bytes::from_static(text));
+        response.set_parts(vec![bytes(b"<"), file.clone(), bytes(b""), bytes(b"|"), file, bytes(b">")]);
+    } else if let Some(length) = numbers(target, "file") {
+        response.set_file(FileSlice { file: large_file(), offset: 0, length: length[0] as u64 });
+    } else {
+        let said = format!("[{} {target} {}]", request.method(), body.escape_ascii());
+        response.set_body(said.as_bytes());
+    }
+}
+
+impl Service for Player {
+    type Message = ();
+
+    fn call(&mut self, request: &Request<'_>, response: &mut Response) {
+        let number = request.id().number;
+        self.told.push(Told::Call(number));
+        let target = request.target();
+        let exchanged = self.open.remove(&number);
+        let streamed_in = exchanged.is_some();
+        let mut exchanged = exchanged.unwrap_or_default();
+        target.clone_into(&mut exchanged.target);
+        let body = if streamed_in {
+            assert_eq!(request.body(), b"", "what was streamed is not given again");
+            exchanged.received.clone()
+        } else {
+            request.body().to_vec()
+        };
+        exchanged.deferred = word(target, "later").is_some();
+        let job = word(target, "job").is_some() || word(target, "bad").is_some();
+        if exchanged.deferred {
+            exchanged.received = format!("{} {target} {}", request.method(), body.escape_ascii()).into();
+            response.defer();
+        } else if job {
+            response.run_blocking(move |request, response| {
+                assert!(word(request.target(), "bad").is_none(), "as asked");
+                fill(request, &body, response);
+            });
+        } else {
+            fill(request, &body, response);
+        }
+        exchanged.flowing = word(target, "flow").or_else(|| word(target, "sized")).is_some();
+        if streamed_in || exchanged.deferred || job || exchanged.flowing {
+            self.open.insert(number, exchanged);
+        }
+    }
+
+    fn body_mode(&mut self, head: &Request<'_>) -> BodyMode {
+        let target = head.target();
+        if let Some(status) = numbers(target, "no") {
+            return BodyMode::Refuse(u16::try_from(status[0]).unwrap());
+        }
+        if word(target, "in").is_none() {
+            return BodyMode::Collect;
+        }
+        let exchanged = Exchanged { target: target.to_owned(), ..Exchanged::default() };
+        assert!(self.open.insert(head.id().number, exchanged).is_none(), "asked twice");
+        BodyMode::Stream { limit: numbers(target, "most").map_or(usize::MAX, |most| most[0]) }
+    }
+
+    fn on_body(&mut self, id: RequestId, piece: &[u8]) -> BodyFlow {
+        assert!(!piece.is_empty());
+        self.pieces.push(piece.len());
+        let exchanged = self.open.get_mut(&id.number).expect("nobody streams this in");
+        exchanged.received.extend_from_slice(piece);
+        match numbers(&exchanged.target, "full") {
+            Some(full) if exchanged.received.len() > full[0] => BodyFlow::Refuse(507),
+            _ if word(&exchanged.target, "pause").is_some() => BodyFlow::Pause,
+            _ => BodyFlow::Continue,
+        }
+    }
+
+    fn write_body(&mut self, id: RequestId, body: &mut BodyWriter<'_>) {
+        assert!(body.room() > 0, "asked without room");
+        self.asked += 1;
+        let exchanged = self.open.get_mut(&id.number).expect("nobody streams this out");
+        exchanged.steps += 1;
+        if word(&exchanged.target, "dry").is_some() && exchanged.steps % 2 == 1 {
+            return;
+        }
+        let flow =
+            numbers(&exchanged.target, "flow").or_else(|| numbers(&exchanged.target, "sized")).unwrap();
+        let (length, step) = (flow[0], flow[1]);
+        if let Some(cut) = numbers(&exchanged.target, "cut")
+            && exchanged.written >= cut[0]
+        {
+            return body.abort();
+        }
+        let end = length.min(exchanged.written + step);
+        let piece = pattern(exchanged.written..end);
+        // Half of it is copied and half is shared.
+        let (first, second) = piece.split_at(piece.len() / 2);
+        body.write(first);
+        body.share(Bytes::copy_from_slice(second));
+        exchanged.written = end;
+        if end == length {
+            body.finish();
+        }
+    }
+
+    fn on_end(&mut self, id: RequestId, complete: bool) {
+        assert!(self.open.remove(&id.number).is_some(), "{} has no end, or had one", id.number);
+        self.told.push(Told::End(id.number, complete));
+    }
+
+    fn on_answer(&mut self, answer: &Answered<'_>) {
+        let request = answer.request.map(|request| request.id().number);
+        self.told.push(Told::Answered(request, answer.status, answer.body_bytes));
+    }
+}
+
+/// Where the answers go: what waits is taken when the codec says that it is full.
+#[derive(Default)]
+pub(super) struct Sink {
+    pub(super) sent: Vec<u8>,
+    waiting: usize,
+    /// Whether a file is on the disk and not in memory.
+    pub(super) cold: bool,
+    /// The most that has waited.
+    pub(super) peak: usize,
+}
+
+impl Output for Sink {
+    fn copy(&mut self, data: &[u8]) {
+        self.sent.extend_from_slice(data);
+        self.waiting += data.len();
+        self.peak = self.peak.max(self.waiting);
+    }
+
+    fn share(&mut self, data: Bytes) {
+        self.copy(&data);
+    }
+
+    fn file(&mut self, slice: FileSlice, wait: bool) -> Result<(), NotCached> {
+        if self.cold && !wait {
+            return Err(NotCached);
+        }
+        let before = self.sent.len();
+        self.sent.file(slice, wait)?;
+        self.waiting += self.sent.len() - before;
+        Ok(())
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting
+    }
+}
+
+/// How a connection has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Closed(Option<Rejection>),
+    Aborted,
+}
+
+/// A caller of the codec that does all it is asked for, at once or when the test says so.
+pub(super) struct Driver {
+    pub(super) connection: Connection,
+    pub(super) limits: HttpLimits,
+    pub(super) player: Player,
+    pub(super) sink: Sink,
+    pub(super) tail: Vec<u8>,
+    pub(super) fate: Option<Fate>,
+    /// Answers, wakes and reads from the disk come at once.
+    pub(super) prompt: bool,
+    /// How often the codec has said what.
+    pub(super) full: usize,
+    pub(super) disk: usize,
+    /// It has said `Wait` or `Disk`, and nothing has happened since.
+    pub(super) waits: Option<Next>,
+    ended: bool,
+}
+
+impl Driver {
+    pub(super) fn new(limits: HttpLimits) -> Self {
+        Self {
+            connection: Connection::new(),
+            limits,
+            player: Player::default(),
+            sink: Sink::default(),
+            tail: Vec::new(),
+            fate: None,
+            prompt: true,
+            full: 0,
+            disk: 0,
+            waits: None,
+            ended: false,
+        }
+    }
+
+    /// One that answers, wakes and warms only when it is told to.
+    pub(super) fn slow(limits: HttpLimits) -> Self {
+        Self { prompt: false, ..Self::new(limits) }
+    }
+
+    pub(super) fn with<R>(
+        &mut self,
+        call: impl FnOnce(&mut Connection, &[u8], &mut Exchange<'_, Player, Sink>) -> R,
+    ) -> R {
+        self.with_response(Response::new(), call)
+    }
+
+    fn with_response<R>(
+        &mut self,
+        mut response: Response,
+        call: impl FnOnce(&mut Connection, &[u8], &mut Exchange<'_, Player, Sink>) -> R,
+    ) -> R {
+        let mut exchange = Exchange {
+            limits: &self.limits,
+            date: &DateHeader::new(UNIX_EPOCH),
+            connection: 7,
+            client: &Address::UnixUnnamed,
+            service: &mut self.player,
+            response: &mut response,
+            output: &mut self.sink,
+        };
+        let result = call(&mut self.connection, &self.tail, &mut exchange);
+        assert!(self.connection.stage() != Stage::Closed || self.connection.held() == 0);
+        result
+    }
+
+    pub(super) fn receive(&mut self, input: &[u8]) {
+        self.tail.extend_from_slice(input);
+        if self.fate.is_some() {
+            // It may be fed on: nothing comes of it.
+            let before = self.sink.sent.len();
+            let progress = self.with(|connection, input, exchange| connection.receive(input, exchange));
+            assert_eq!(progress, Progress { consumed: self.tail.len(), next: Next::Close(None) });
+            assert_eq!(self.sink.sent.len(), before);
+            self.tail.clear();
+        }
+        if self.waits.is_none() {
+            self.read();
+        }
+    }
+
+    /// The client sends no more.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
+        if self.waits.is_none() {
+            self.read();
+        }
+    }
+
+    /// The client is gone.
+    pub(super) fn vanish(&mut self) {
+        self.with(|connection, _, exchange| connection.abandon(exchange));
+        self.waits = None;
+        self.fate.get_or_insert(Fate::Closed(None));
+    }
+
+    fn read(&mut self) {
+        while self.fate.is_none() {
+            let ended = self.ended;
+            let Progress { consumed, next } = self.with(|connection, input, exchange| match ended {
+                false => connection.receive(input, exchange),
+                true => connection.end_of_input(input, exchange),
+            });
+            self.tail.drain(..consumed);
+            if next == Next::MoreInput {
+                self.sink.waiting = 0;
+                assert!(!ended, "the end of the input is the end");
+                assert!(self.tail.len() < self.limits.head, "{} bytes kept", self.tail.len());
+                return;
+            }
+            if self.follow(next) != Next::MoreInput {
+                return;
+            }
+        }
+    }
+
+    /// Does what the codec says, until it wants input or has to wait, and says which.
+    fn follow(&mut self, mut next: Next) -> Next {
+        loop {
+            next = match next {
+                Next::MoreInput => return next,
+                Next::OutputFull => {
+                    assert!(self.sink.waiting >= self.limits.output_batch.max(1), "that is not full");
+                    self.full += 1;
+                    self.sink.waiting = 0;
+                    self.with(|connection, _, exchange| connection.resume(exchange))
+                }
+                Next::Close(rejection) => {
+                    assert!(self.fate.replace(Fate::Closed(rejection)).is_none());
+                    return next;
+                }
+                Next::Abort => {
+                    assert!(self.fate.replace(Fate::Aborted).is_none());
+                    return next;
+                }
+                Next::Wait | Next::Disk => {
+                    self.disk += usize::from(next == Next::Disk);
+                    // Whatever was written has gone out when something happens.
+                    self.sink.waiting = 0;
+                    self.waits = Some(next);
+                    match self.prompt.then(|| self.happen()).flatten() {
+                        Some(next) => next,
+                        None => return next,
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is waited for happens. `None`: nothing was.
+    fn happen(&mut self) -> Option<Next> {
+        let next = if self.waits? == Next::Disk {
+            let cold = self.connection.cold().expect("a part of a file");
+            assert!((1..=1 << 20).contains(&cold.length), "a window of {}", cold.length);
+            self.with(|connection, _, exchange| connection.warmed(exchange))
+        } else if let Some(job) = self.connection.take_job() {
+            let (number, response) = (job.id().number, job.run());
+            self.with_response(response, |connection, _, exchange| connection.respond(number, exchange))?
+        } else {
+            let (number, exchanged) = self.player.open.iter_mut().next()?;
+            let (number, deferred) = (*number, std::mem::take(&mut exchanged.deferred));
+            if deferred { self.answer(number)? } else { self.wake(number)? }
+        };
+        self.waits = None;
+        Some(next)
+    }
+
+    /// What is waited for happens, and all that follows from it.
+    pub(super) fn happens(&mut self) {
+        let next = self.happen().expect("something is waited for");
+        self.goes_on(next);
+    }
+
+    fn goes_on(&mut self, next: Next) {
+        self.waits = None;
+        if self.follow(next) == Next::MoreInput {
+            self.read();
+        }
+    }
+
+    /// Answers a deferred request, or tries to.
+    pub(super) fn answer(&mut self, number: u64) -> Option<Next> {
+        let mut response = Response::new();
+        if let Some(exchanged) = self.player.open.get(&number) {
+            let said = String::from_utf8(exchanged.received.clone()).unwrap();
+            let mut words = said.splitn(3, ' ');
+            let (method, target) = (words.next().unwrap(), words.next().unwrap());
+            let head = format!("{method} {target} HTTP/1.0\r\n\r\n");
+            let mut slots = header_slots();
+            let request = parse_head(head.as_bytes(), &mut slots, &self.limits).unwrap();
+            fill(&request, words.next().unwrap().as_bytes(), &mut response);
+        }
+        self.with_response(response, |connection, _, exchange| connection.respond(number, exchange))
+    }
+
+    pub(super) fn wake(&mut self, number: u64) -> Option<Next> {
+        self.with(|connection, _, exchange| connection.wake(number, exchange))
+    }
+
+    /// The same from outside, with all that follows from it; whether anybody cared.
+    pub(super) fn wakes(&mut self, number: u64) -> bool {
+        self.wake(number).map(|next| self.goes_on(next)).is_some()
+    }
+
+    /// All that was sent, understood. `heads`: which requests were HEAD.
+    pub(super) fn answers(&self, heads: &[bool]) -> Result<Vec<Answer>, Fault> {
+        let heads = heads.iter().copied().chain(std::iter::repeat(false));
+        Answer::read_all(&self.sink.sent, heads, matches!(self.fate, Some(Fate::Closed(_))))
+    }
+
+    /// What was sent but for `100 Continue`, which depends on how the input is cut.
+    pub(super) fn sent(&self) -> String {
+        let sent = String::from_utf8(self.sink.sent.clone()).unwrap();
+        sent.replace(std::str::from_utf8(CONTINUE).unwrap(), "")
+    }
+}
+
+/// Limits that leave room for targets of many words.
+pub(super) fn limits() -> HttpLimits {
+    HttpLimits { head: 400, target: 120, ..small_limits() }
+}
