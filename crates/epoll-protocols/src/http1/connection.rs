@@ -341,7 +341,7 @@ impl Connection {
         let framing = framing(&request)?;
         let request = Request { id: self.request_id(exchange), client: exchange.client, ..request };
         if framing.body == BodyLength::Known(0) {
-            return Ok((0, self.answer(head, &request, framing, exchange)));
+            return Ok((0, self.answer(head, &request, framing, false, exchange)));
         }
         let (streamed, limit) = match exchange.service.body_mode(&request) {
             BodyMode::Collect => (false, exchange.limits.body),
@@ -353,10 +353,14 @@ impl Connection {
             && length <= limit as u64
             && let Some(body) = usize::try_from(length).ok().and_then(|length| after.get(..length))
         {
-            let flow = self.answer(head, &Request { body, ..request }, framing, exchange);
+            let flow = self.answer(head, &Request { body, ..request }, framing, false, exchange);
             return Ok((body.len(), flow));
         }
-        let pending = Pending::new(head, framing, streamed, limit)?;
+        let pending = Pending::new(head, framing, streamed, limit).inspect_err(|_| {
+            if streamed {
+                exchange.service.on_end(request.id, false);
+            }
+        })?;
         // RFC 9110 section 10.1.1: not needed once the client has begun to send the body.
         if framing.expects_continue && after.is_empty() {
             exchange.output.copy(CONTINUE);
@@ -405,7 +409,7 @@ impl Connection {
         let mut slots = header_slots();
         let request = parse_head(head, &mut slots, exchange.limits)?;
         let request = Request { body, id, client: exchange.client, ..request };
-        let flow = self.answer(head, &request, pending.framing, exchange);
+        let flow = self.answer(head, &request, pending.framing, pending.streamed, exchange);
         Ok((used, flow))
     }
 

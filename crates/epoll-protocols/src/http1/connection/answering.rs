@@ -14,12 +14,13 @@ use super::super::service::{Answered, RequestId, Service};
 use super::{Connection, Deferred, Flow, Phase};
 
 impl Connection {
-    /// Has the service answer a request that is whole.
+    /// Has the service answer a request that is whole; one whose body was `streamed` is followed to its end.
     pub(super) fn answer<S: Service, O: Output>(
         &mut self,
         head: &[u8],
         request: &Request<'_>,
         framing: Framing,
+        streamed: bool,
         exchange: &mut Exchange<'_, S, O>,
     ) -> Flow {
         exchange.response.clear();
@@ -38,7 +39,8 @@ impl Connection {
                 _ => None,
             },
             _ => {
-                return match self.write(request.id, terms, Asked::Request(request, head), exchange) {
+                let asked = Asked::Request { request, head, followed: streamed };
+                return match self.write(request.id, terms, asked, exchange) {
                     Next::MoreInput => Flow::Continue,
                     next => Flow::Stop(next),
                 };
@@ -58,14 +60,16 @@ impl Connection {
         exchange: &mut Exchange<'_, S, O>,
     ) -> Next {
         let close = exchange.response.close;
-        let followed = matches!(asked, Asked::Head(_)) || matches!(exchange.response.body, Body::Stream(_));
         let terms =
             Terms { persistence: if close { Persistence::Close } else { terms.persistence }, ..terms };
-        let status = exchange.response.status();
+        // A stream that is not sent, as to HEAD, has an end too: the service cannot tell it from others.
+        let followed = asked.is_followed() || matches!(exchange.response.body, Body::Stream(_));
         let encoded = encode(exchange.response, exchange.date, terms, exchange.output);
+        // What was sent, which need not be what was set.
+        let status = exchange.response.status();
         let persistence = encoded.persistence;
         let Some(rest) = encoded.rest else {
-            asked.log(status, encoded.body_bytes, exchange);
+            asked.log(id, status, encoded.body_bytes, exchange);
             if followed {
                 exchange.service.on_end(id, true);
             }
@@ -145,33 +149,59 @@ impl Connection {
 
 /// What an answer answers, as it is at hand.
 pub(super) enum Asked<'a> {
-    Request(&'a Request<'a>, &'a [u8]),
+    Request {
+        request: &'a Request<'a>,
+        head: &'a [u8],
+        followed: bool,
+    },
+    /// Of an answer that was put off.
     Head(Box<[u8]>),
 }
 
 impl Asked<'_> {
-    fn log<S: Service, O>(&self, status: u16, body_bytes: u64, exchange: &mut Exchange<'_, S, O>) {
+    /// Whether the service is to be told of its end.
+    const fn is_followed(&self) -> bool {
         match self {
-            Self::Request(request, _) => {
+            Self::Request { followed, .. } => *followed,
+            Self::Head(_) => true,
+        }
+    }
+
+    fn log<S: Service, O>(
+        &self,
+        id: RequestId,
+        status: u16,
+        body_bytes: u64,
+        exchange: &mut Exchange<'_, S, O>,
+    ) {
+        match self {
+            Self::Request { request, .. } => {
                 let answer = Answered { client: exchange.client, request: Ok(request), status, body_bytes };
                 exchange.service.on_answer(&answer);
             }
-            Self::Head(head) => log_head(head, status, body_bytes, exchange),
+            Self::Head(head) => log_head(id, head, status, body_bytes, exchange),
         }
     }
 
     fn into_head(self) -> Box<[u8]> {
         match self {
-            Self::Request(_, head) => head.into(),
+            Self::Request { head, .. } => head.into(),
             Self::Head(head) => head,
         }
     }
 }
 
 /// The head of an answered request has passed every check, so it passes again.
-fn log_head<S: Service, O>(head: &[u8], status: u16, body_bytes: u64, exchange: &mut Exchange<'_, S, O>) {
+fn log_head<S: Service, O>(
+    id: RequestId,
+    head: &[u8],
+    status: u16,
+    body_bytes: u64,
+    exchange: &mut Exchange<'_, S, O>,
+) {
     let mut slots = header_slots();
     if let Ok(request) = parse_head(head, &mut slots, exchange.limits) {
+        let request = Request { id, client: exchange.client, ..request };
         let answer = Answered { client: exchange.client, request: Ok(&request), status, body_bytes };
         exchange.service.on_answer(&answer);
     }
@@ -185,5 +215,5 @@ pub(super) fn end_sending<S: Service, O>(
     if sending.followed {
         exchange.service.on_end(sending.id, complete);
     }
-    log_head(&sending.head, sending.status, sending.body_bytes, exchange);
+    log_head(sending.id, &sending.head, sending.status, sending.body_bytes, exchange);
 }

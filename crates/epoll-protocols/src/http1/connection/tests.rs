@@ -11,6 +11,7 @@ use answers::Answer;
 #[path = "../../../tests/support/answers.rs"]
 mod answers;
 mod conformance;
+mod deferred;
 mod lifecycle;
 mod player;
 

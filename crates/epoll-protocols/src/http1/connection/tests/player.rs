@@ -302,7 +302,7 @@ impl Driver {
         self.with_response(Response::new(), call)
     }
 
-    fn with_response<R>(
+    pub(super) fn with_response<R>(
         &mut self,
         mut response: Response,
         call: impl FnOnce(&mut Connection, &[u8], &mut Exchange<'_, Player, Sink>) -> R,
@@ -457,6 +457,20 @@ impl Driver {
     /// The same from outside, with all that follows from it; whether anybody cared.
     pub(super) fn wakes(&mut self, number: u64) -> bool {
         self.wake(number).map(|next| self.goes_on(next)).is_some()
+    }
+
+    /// What the service was told, when all is over: whatever was begun has ended.
+    pub(super) fn told(&self) -> &[Told] {
+        let open: Vec<&u64> = self.player.open.keys().collect();
+        assert!(open.is_empty(), "without an end: {open:?}");
+        &self.player.told
+    }
+
+    /// The status of each answer and its body, up to an answer that is cut off.
+    pub(super) fn seen(&self, heads: &[bool]) -> Vec<String> {
+        let answers = self.answers(heads).unwrap_or_else(|fault| panic!("{fault:?} in {}", self.sent()));
+        let show = |answer: &Answer| format!("{} {}", answer.status, String::from_utf8_lossy(&answer.body));
+        answers.iter().map(show).collect()
     }
 
     /// All that was sent, understood. `heads`: which requests were HEAD.
