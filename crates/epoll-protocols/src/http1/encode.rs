@@ -6,7 +6,7 @@ use std::mem;
 use super::date::DateHeader;
 use super::output::Output;
 use super::response::{Body, Part, Response};
-use super::sending::{Framing, Rest};
+use super::sending::{Disk, Framing, Rest};
 
 /// What the response says about the connection's future (RFC 9112 section 9.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +101,7 @@ pub(super) fn encode(
         Body::Parts(parts) => {
             output.copy(head);
             encoded.body_bytes = 0;
-            encoded.rest = Some(Rest::Parts { parts: parts.into(), warmed: false });
+            encoded.rest = Some(Rest::Parts { parts: parts.into(), disk: Disk::default() });
         }
         Body::Stream(_) => {
             output.copy(head);

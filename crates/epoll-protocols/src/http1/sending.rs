@@ -32,12 +32,19 @@ pub(super) struct Sending {
 
 /// What is still to be sent.
 pub(super) enum Rest {
-    Parts {
-        parts: VecDeque<Part>,
-        /// Somebody has read the front part's next window from the disk, so that it need not be asked about again.
-        warmed: bool,
-    },
+    Parts { parts: VecDeque<Part>, disk: Disk },
     Stream(Framing),
+}
+
+/// What is known of the front part's next window.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Disk {
+    #[default]
+    Unknown,
+    /// Somebody is reading it: until then nothing goes on, and nobody is asked again.
+    Asked,
+    /// Somebody has read it, so that it is sent even if the cache has lost it.
+    Read,
 }
 
 /// How the end of a stream is told.
@@ -73,24 +80,30 @@ impl Sending {
         output: &mut impl Output,
     ) -> Step {
         match &mut self.rest {
-            Rest::Parts { parts, warmed } => send_parts(parts, warmed, &mut self.body_bytes, batch, output),
+            Rest::Parts { parts, disk } => send_parts(parts, disk, &mut self.body_bytes, batch, output),
             Rest::Stream(framing) => {
-                let mut body = BodyWriter {
-                    output,
-                    framing: *framing,
-                    batch,
-                    written: &mut self.body_bytes,
-                    end: End::Open,
-                };
-                if body.room() > 0 {
+                let begun = self.body_bytes;
+                loop {
+                    let before = self.body_bytes;
+                    let mut body = BodyWriter {
+                        output,
+                        framing: *framing,
+                        batch,
+                        written: &mut self.body_bytes,
+                        end: End::Open,
+                    };
+                    // What was written counts too: there are outputs that are never full, since nobody is there.
+                    if body.room() == 0 || *body.written - begun >= batch as u64 {
+                        return Step::OutputFull;
+                    }
                     service.write_body(self.id, &mut body);
-                }
-                *framing = body.framing;
-                match body.end {
-                    End::Complete => Step::Complete,
-                    End::Abort => Step::Abort,
-                    End::Open if body.room() == 0 => Step::OutputFull,
-                    End::Open => Step::Wait,
+                    *framing = body.framing;
+                    match body.end {
+                        End::Complete => return Step::Complete,
+                        End::Abort => return Step::Abort,
+                        End::Open if *body.written == before => return Step::Wait,
+                        End::Open => {}
+                    }
                 }
             }
         }
@@ -109,19 +122,22 @@ impl Sending {
 
     /// It has been read from the disk.
     pub(super) fn warmed(&mut self) {
-        if let Rest::Parts { warmed, .. } = &mut self.rest {
-            *warmed = true;
+        if let Rest::Parts { disk, .. } = &mut self.rest {
+            *disk = Disk::Read;
         }
     }
 }
 
 fn send_parts(
     parts: &mut VecDeque<Part>,
-    warmed: &mut bool,
+    disk: &mut Disk,
     written: &mut u64,
     batch: usize,
     output: &mut impl Output,
 ) -> Step {
+    if *disk == Disk::Asked {
+        return Step::Wait;
+    }
     while let Some(part) = parts.front_mut() {
         if output.waiting() >= batch {
             return Step::OutputFull;
@@ -135,7 +151,9 @@ fn send_parts(
             Part::File(slice) => {
                 let window = window(slice);
                 let length = window.length;
-                if output.file(window, std::mem::take(warmed)) == Err(NotCached) {
+                let read = std::mem::take(disk) == Disk::Read;
+                if output.file(window, read) == Err(NotCached) {
+                    *disk = Disk::Asked;
                     return Step::Disk;
                 }
                 *written += length;

@@ -14,6 +14,7 @@ mod conformance;
 mod deferred;
 mod lifecycle;
 mod player;
+mod streams;
 
 fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: HttpLimits) -> Outcome {
     let mut client = Client::new(limits);

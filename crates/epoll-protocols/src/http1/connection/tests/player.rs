@@ -441,11 +441,12 @@ impl Driver {
         if let Some(exchanged) = self.player.open.get(&number) {
             let said = String::from_utf8(exchanged.received.clone()).unwrap();
             let mut words = said.splitn(3, ' ');
-            let (method, target) = (words.next().unwrap(), words.next().unwrap());
+            let (method, target) = (words.next().unwrap(), words.next().unwrap_or("/"));
+            let method = if method.is_empty() { "GET" } else { method };
             let head = format!("{method} {target} HTTP/1.0\r\n\r\n");
             let mut slots = header_slots();
             let request = parse_head(head.as_bytes(), &mut slots, &self.limits).unwrap();
-            fill(&request, words.next().unwrap().as_bytes(), &mut response);
+            fill(&request, words.next().unwrap_or_default().as_bytes(), &mut response);
         }
         self.with_response(response, |connection, _, exchange| connection.respond(number, exchange))
     }
