@@ -19,6 +19,8 @@ pub(super) struct Pending {
     pub(super) streamed: bool,
     /// The service has asked for no more for now.
     pub(super) paused: bool,
+    /// All of it has come.
+    pub(super) whole: bool,
     /// Bytes of it that have come, the framing of chunks included.
     pub(super) received: u64,
 }
@@ -49,6 +51,7 @@ impl Pending {
             framing,
             streamed,
             paused: false,
+            whole: false,
             received: 0,
         })
     }

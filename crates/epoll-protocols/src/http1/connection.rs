@@ -94,6 +94,7 @@ impl Connection {
             match self.phase {
                 Phase::Closed => return Progress { consumed: input.len(), next: Next::Close(None) },
                 Phase::Deferred(_) | Phase::Sending(_) => return Progress { consumed, next: Next::Wait },
+                Phase::Body(ref pending) if pending.paused => return Progress { consumed, next: Next::Wait },
                 Phase::Head { .. } | Phase::Body(_) => {}
             }
             if rest.is_empty() {
@@ -174,7 +175,7 @@ impl Connection {
             Phase::Sending(sending) if sending.id.number == number => Some(self.send(exchange)),
             Phase::Body(pending) if pending.paused && self.answered == number => {
                 pending.paused = false;
-                Some(Next::MoreInput)
+                Some(if pending.whole { self.end_pause(exchange) } else { Next::MoreInput })
             }
             _ => None,
         }
@@ -375,42 +376,43 @@ impl Connection {
         mut pending: Box<Pending>,
         exchange: &mut Exchange<'_, S, O>,
     ) -> Result<(usize, Flow), Rejection> {
-        if pending.paused {
-            self.phase = Phase::Body(pending);
-            return Ok((0, Flow::Stop(Next::Wait)));
-        }
-        let id = self.request_id(exchange);
         let result = pending.receive(input, exchange.limits);
         if pending.streamed {
-            let flow = match (&result, pending.parts().1) {
-                (Ok(_), []) => Ok(BodyFlow::Continue),
-                (Ok(_), piece) => match exchange.service.on_body(id, piece) {
-                    BodyFlow::Refuse(status) => Err(Rejection::Service(status)),
-                    flow => Ok(flow),
-                },
-                (Err(rejection), _) => Err(*rejection),
-            };
-            match flow {
-                Ok(flow) => pending.paused = flow == BodyFlow::Pause,
-                Err(rejection) => {
-                    exchange.service.on_end(id, false);
-                    return Err(rejection);
-                }
-            }
-            pending.passed_on();
+            self.pass_on(&mut pending, result.err(), exchange)?;
         }
         let (used, whole) = result?;
-        if !whole {
-            let flow = if pending.paused { Flow::Stop(Next::Wait) } else { Flow::Continue };
-            self.phase = Phase::Body(pending);
-            return Ok((used, flow));
+        if whole && !pending.paused {
+            return Ok((used, self.answer_pending(&pending, exchange)?));
         }
-        let (head, body) = pending.parts();
-        let mut slots = header_slots();
-        let request = parse_head(head, &mut slots, exchange.limits)?;
-        let request = Request { body, id, client: exchange.client, ..request };
-        let flow = self.answer(head, &request, pending.framing, pending.streamed, exchange);
+        let flow = if pending.paused { Flow::Stop(Next::Wait) } else { Flow::Continue };
+        pending.whole = whole;
+        self.phase = Phase::Body(pending);
         Ok((used, flow))
+    }
+
+    /// Gives the service the piece of a body that has come, and then says what was wrong behind it, if anything was.
+    fn pass_on<S: Service, O: Output>(
+        &self,
+        pending: &mut Pending,
+        fault: Option<Rejection>,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Result<(), Rejection> {
+        let id = self.request_id(exchange);
+        let flow = match pending.parts().1 {
+            [] => BodyFlow::Continue,
+            piece => exchange.service.on_body(id, piece),
+        };
+        let refused = match flow {
+            BodyFlow::Refuse(status) => Some(Rejection::Service(status)),
+            BodyFlow::Continue | BodyFlow::Pause => fault,
+        };
+        if let Some(rejection) = refused {
+            exchange.service.on_end(id, false);
+            return Err(rejection);
+        }
+        pending.paused = flow == BodyFlow::Pause;
+        pending.passed_on();
+        Ok(())
     }
 
     /// The name of the request being received.

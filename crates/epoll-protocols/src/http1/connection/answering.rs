@@ -1,6 +1,7 @@
 //! From a whole request to the last byte of its answer, or to the refusal of one that is not.
 
 use super::super::blocking::BlockingJob;
+use super::super::body::Pending;
 use super::super::encode::{Persistence, Terms, encode};
 use super::super::exchange::{Exchange, Next, Stage};
 use super::super::framing::Framing;
@@ -49,6 +50,31 @@ impl Connection {
         let deferred = Deferred { id: request.id, head: head.into(), terms, job };
         self.phase = Phase::Deferred(Box::new(deferred));
         Flow::Stop(Next::Wait)
+    }
+
+    /// Answers a request whose body is whole.
+    pub(super) fn answer_pending<S: Service, O: Output>(
+        &mut self,
+        pending: &Pending,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Result<Flow, Rejection> {
+        let (head, body) = pending.parts();
+        let mut slots = header_slots();
+        let request = parse_head(head, &mut slots, exchange.limits)?;
+        let request = Request { body, id: self.request_id(exchange), client: exchange.client, ..request };
+        Ok(self.answer(head, &request, pending.framing, pending.streamed, exchange))
+    }
+
+    /// Answers a request whose body was whole when the service asked for a pause.
+    pub(super) fn end_pause<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
+        let Phase::Body(pending) = std::mem::replace(&mut self.phase, Phase::Closed) else {
+            return Next::MoreInput;
+        };
+        match self.answer_pending(&pending, exchange) {
+            Ok(Flow::Continue) => Next::MoreInput,
+            Ok(Flow::Stop(next)) => next,
+            Err(rejection) => self.reject(rejection, exchange),
+        }
     }
 
     /// Writes the answer in `exchange.response`, or its beginning.
