@@ -10,6 +10,7 @@ use answers::Answer;
 
 #[path = "../../../tests/support/answers.rs"]
 mod answers;
+mod any_order;
 mod bodies;
 mod conformance;
 mod deferred;

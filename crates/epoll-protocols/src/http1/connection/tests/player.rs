@@ -384,10 +384,12 @@ impl Driver {
                 }
                 Next::Close(rejection) => {
                     assert!(self.fate.replace(Fate::Closed(rejection)).is_none());
+                    self.tail.clear();
                     return next;
                 }
                 Next::Abort => {
                     assert!(self.fate.replace(Fate::Aborted).is_none());
+                    self.tail.clear();
                     return next;
                 }
                 Next::Wait | Next::Disk => {
