@@ -237,16 +237,25 @@ impl<S: Service> Http<S> {
     /// Calls a method of the service that is not about one request, and does what it asks for.
     fn call_service(&mut self, ctx: &mut Ctx, call: impl FnOnce(&mut S, &mut Responder<'_>)) {
         call(&mut self.service, &mut Responder { ctx, actions: &mut self.actions });
+        // What a client is given now is the last, though it may be told of the end only after the next turn.
+        let last = self.shutting_down;
+        let end = move |connection: &mut Connection| {
+            if last {
+                connection.start_drain()
+            }
+        };
         while let Some(action) = self.actions.pop_front() {
             match action {
                 Action::Respond(RequestId { connection, number }, response) => {
                     self.response = *response;
                     self.go_on(ctx, ConnId::from_u64(connection), |connection, exchange| {
+                        end(connection);
                         connection.respond(number, exchange)
                     });
                 }
                 Action::Resume(RequestId { connection, number }) => {
                     self.go_on(ctx, ConnId::from_u64(connection), |connection, exchange| {
+                        end(connection);
                         connection.wake(number, exchange)
                     });
                 }
