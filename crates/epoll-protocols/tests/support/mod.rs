@@ -2,7 +2,9 @@
 //! no question of timing.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod answers;
 pub(crate) mod kernel;
+pub(crate) mod site;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
