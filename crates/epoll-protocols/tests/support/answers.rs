@@ -171,6 +171,7 @@ fn ends(status: u16, fields: &[(String, String)], to_head: bool) -> Result<Ends,
         (205, _, [], ["0"]) => Ok(Ends::Length),
         (205, ..) => wrong("RFC 9110 15.3.6: a 205 that is not known to be empty"),
         (304, _, [], _) => Ok(Ends::NoBody),
+        (304, ..) => wrong("RFC 9112 6.1: allowed in a 304, and of no use but to confuse"),
         (_, true, [] | ["chunked"], _) => Ok(Ends::NoBody),
         (_, false, ["chunked"], []) => Ok(Ends::Chunked),
         (_, false, [], [length]) if length.parse::<u64>().is_ok_and(|it| it.to_string() == *length) => {

@@ -147,7 +147,9 @@ impl Service for Scripted {
                 seen.events.keys().for_each(|id| responder.wake(*id));
             }
             Message::GoOn => {
-                std::mem::take(&mut seen.pausing).into_iter().for_each(|id| responder.resume_body(id))
+                for id in std::mem::take(&mut seen.pausing) {
+                    responder.resume_body(id);
+                }
             }
         }
     }

@@ -17,6 +17,7 @@ mod deferred;
 mod lifecycle;
 mod player;
 mod streams;
+mod strict;
 
 fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: HttpLimits) -> Outcome {
     let mut client = Client::new(limits);
