@@ -52,9 +52,8 @@ pub trait Service {
         body.finish();
     }
 
-    /// An exchange has ended whose answer was put off or streamed, or whose body was coming in pieces and never came
-    /// whole: exactly once for each. `complete` if the answer has been handed over whole; otherwise the client is gone,
-    /// or was refused.
+    /// An exchange has ended whose answer was put off or streamed, or whose body came in pieces: exactly once for each.
+    /// `complete` if the answer has been handed over whole; otherwise the client is gone, or was refused.
     fn on_end(&mut self, id: RequestId, complete: bool) {
         let _ = (id, complete);
     }

@@ -3,7 +3,7 @@
 use epoll_reactor::sim::{Faults, Sim, SimKernel};
 use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, Handler, Limits, Reactor};
 
-use crate::sim::answers::{Expected, Reader};
+use crate::sim::answers::{Expected, Framing, Reader};
 use crate::sim::broadcast::{Ended, Member, compare};
 use crate::sim::published::{Line, content, name};
 use crate::sim::session::Talk;
@@ -185,6 +185,7 @@ fn an_answer_that_is_none() {
     let expected = |closes| Expected {
         status: 200,
         body: b"body".to_vec(),
+        framing: Framing::Length,
         head_only: false,
         closes,
         keep_alive: false,
