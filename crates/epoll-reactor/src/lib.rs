@@ -97,9 +97,9 @@ mod turn;
 pub use bytes::Bytes;
 pub use ctx::Ctx;
 pub use epoll_sys::{
-    Address, ConnectProgress, Directory, DirectoryEntry, EntryKind, Errno, Event, Events, Interest, Kernel,
-    Linux, ListenOptions, Lookup, OpenFileLimit, Readiness, Signal, Then, Timestamp, block_signals, entries,
-    raise_open_file_limit, read_cached,
+    Address, ConnectProgress, Directory, DirectoryEntry, EntryKind, EntryStatus, Errno, Event, Events,
+    Interest, Kernel, Linux, ListenOptions, Lookup, OpenFileLimit, Readiness, Signal, Then, Timestamp,
+    block_signals, entries, entry_status, raise_open_file_limit, read_cached,
 };
 pub use file::FileSlice;
 pub use handler::{CloseReason, Handler, Source};

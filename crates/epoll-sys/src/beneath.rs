@@ -187,6 +187,33 @@ pub fn entries(directory: &File, most: usize) -> Result<Vec<DirectoryEntry>, Err
     Ok(found)
 }
 
+/// What [`entry_status`] says of a name in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryStatus {
+    /// What it names.
+    pub kind: EntryKind,
+    /// Its size in bytes, if it is a file.
+    pub size: u64,
+    /// When its content was changed last, in seconds since the epoch, rounded down.
+    pub modified: i64,
+}
+
+/// Looks at a name in an open directory without opening what it names, and without following a link: fstatat(2). It
+/// waits for the disk.
+///
+/// # Errors, and what the caller does
+/// `ENOENT`: it is not there any more. `EACCES`: the directory may not be searched. `ENOTDIR`, `EINVAL`,
+/// `ENAMETOOLONG`: no directory, or no name. `ENOMEM`, `EIO`: not now.
+pub fn entry_status(directory: &File, name: &OsStr) -> Result<EntryStatus, Errno> {
+    let status = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    Ok(EntryStatus {
+        kind: kind_of(status.st_mode),
+        // Never negative.
+        size: status.st_size.unsigned_abs(),
+        modified: status.st_mtime,
+    })
+}
+
 fn kind_of(mode: libc::mode_t) -> EntryKind {
     match SFlag::from_bits_truncate(mode) & SFlag::S_IFMT {
         SFlag::S_IFDIR => EntryKind::Directory,
@@ -309,6 +336,21 @@ mod tests {
         for flags in [fcntl(&fifo, FcntlArg::F_GETFD), fcntl(&directory.fd, FcntlArg::F_GETFD)] {
             assert!(FdFlag::from_bits_retain(flags.unwrap()).contains(FdFlag::FD_CLOEXEC));
         }
+    }
+
+    #[test]
+    fn a_name_is_looked_at_without_following_it() {
+        let (root, directory) = tree();
+        symlink("page", root.path().join("served/near")).unwrap();
+        let opened = directory.open_beneath(Path::new(""), Lookup::MayBlock).unwrap();
+        let kinds = [("page", EntryKind::File), ("inner", EntryKind::Directory), ("near", EntryKind::Link)];
+        for (name, kind) in kinds {
+            assert_eq!(entry_status(&opened, OsStr::new(name)).unwrap().kind, kind, "{name}");
+        }
+        let page = entry_status(&opened, OsStr::new("page")).unwrap();
+        assert!(page.size == 4 && page.modified > 0);
+        assert_eq!(entry_status(&opened, OsStr::new("missing")), Err(Errno::ENOENT));
+        assert_eq!(entry_status(&opened, OsStr::new("a\0b")), Err(Errno::EINVAL));
     }
 
     #[test]

@@ -24,7 +24,9 @@ pub mod sim;
 mod time;
 
 pub use address::Address;
-pub use beneath::{Directory, DirectoryEntry, EntryKind, Lookup, entries, read_cached};
+pub use beneath::{
+    Directory, DirectoryEntry, EntryKind, EntryStatus, Lookup, entries, entry_status, read_cached,
+};
 pub use errno::{Call, Errno, Reaction, reaction};
 pub use event::{Event, Events, Interest, Readiness};
 pub use kernel::{ConnectProgress, Kernel, ListenOptions, Signal, Then};
