@@ -3,7 +3,8 @@
 //! Each protocol is two things: a codec, which sees bytes and time and touches no socket, and a
 //! [`Handler`](epoll_reactor::Handler), which joins it to the loop.
 //!
-//! What this crate never does: it makes no system call, reads no clock, binds no address and prints nothing.
+//! What this crate never does: it makes no system call, reads no clock, binds no address and prints nothing. The
+//! exception is [`http1::Files`], which opens and reads files, and asks what time it is.
 
 #![forbid(unsafe_code)]
 

@@ -19,7 +19,7 @@ pub struct DateHeader {
 const LINE: &[u8; 37] = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
 
 /// 9999-12-31T23:59:59Z, the last second the format's four digits of year can express.
-const LAST_SECOND: u64 = 253_402_300_799;
+pub(super) const LAST_SECOND: u64 = 253_402_300_799;
 
 impl DateHeader {
     /// The line for `now`.

@@ -46,6 +46,7 @@ mod connection;
 mod date;
 mod encode;
 mod exchange;
+mod files;
 mod framing;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
@@ -66,6 +67,7 @@ pub use config::HttpConfig;
 pub use connection::Connection;
 pub use date::DateHeader;
 pub use exchange::{Exchange, Next, Progress, Stage};
+pub use files::{Files, FilesOptions};
 pub use handler::{Http, HttpMessage};
 pub use limits::{HttpLimits, HttpLimitsError, MAX_HEADERS};
 pub use output::{NotCached, Output};
