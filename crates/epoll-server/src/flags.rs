@@ -116,8 +116,9 @@ pub(crate) enum ProtocolFlags {
     Echo(EchoFlags),
     /// Answer HTTP/1.1: a page at `/`, a greeting at `/hello`, and what is posted to `/echo`
     ///
-    /// `GET /` is a small HTML page, `GET /hello` is `Hello, World!` as text/plain, `POST /echo` is answered with
-    /// the request's body as it came. Anything else is not found (404).
+    /// `GET /` is a page that shows how the server is doing, `GET /live` the numbers on it as server-sent events,
+    /// `GET /hello` is `Hello, World!` as text/plain, `POST /echo` is answered with the request's body as it came.
+    /// Anything else is not found (404).
     Http(HttpFlags),
 }
 

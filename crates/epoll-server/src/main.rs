@@ -9,6 +9,7 @@ mod flags;
 mod http;
 mod log;
 mod options;
+mod page;
 mod serve;
 
 use std::io::{self, Write};
@@ -50,7 +51,7 @@ fn run() -> io::Result<Stopped> {
     match protocol {
         Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &addresses),
         Protocol::Echo => serve(Echo, limits, &addresses),
-        Protocol::Http(config) => serve(Http::new(http::answer, config), limits, &addresses),
+        Protocol::Http(config) => serve(Http::new(http::Site::new(&config), config), limits, &addresses),
     }
 }
 

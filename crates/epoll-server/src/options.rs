@@ -13,6 +13,7 @@ use epoll_reactor::Limits;
 use crate::flags::{
     BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag,
 };
+use crate::page::TICK;
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 const DEFAULT_PROTOCOL: &str = "broadcast";
@@ -134,7 +135,7 @@ fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol,
     let limits = config.limits(limits(common));
     // `POST /echo` answers with as much as it was sent, behind whatever answers still wait.
     let answer = flags.body_limit.saturating_add(config.limits.output_batch).saturating_add(ANSWER_HEAD);
-    let limits = Limits { output: limits.output.max(answer), ..limits };
+    let limits = Limits { output: limits.output.max(answer), tick: Some(TICK), ..limits };
     Ok((flags.listen, Protocol::Http(config), limits))
 }
 
@@ -173,7 +174,8 @@ mod tests {
         let Protocol::Http(config) = http.protocol else { panic!("{:?}", http.protocol) };
         let expected = HttpConfig::default();
         assert_eq!(format!("{config:?}"), format!("{expected:?}"));
-        assert_eq!(format!("{:?}", http.limits), format!("{:?}", expected.limits(Limits::default())));
+        let limits = Limits { tick: Some(TICK), ..expected.limits(Limits::default()) };
+        assert_eq!(format!("{:?}", http.limits), format!("{limits:?}"));
     }
 
     #[test]
