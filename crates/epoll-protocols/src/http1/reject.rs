@@ -79,7 +79,9 @@ impl Rejection {
             Self::HeadTooLarge | Self::TooManyHeaders | Self::TrailersTooLarge => 431,
             Self::UnknownCoding | Self::Method => 501,
             Self::Version | Self::NewerMinorVersion => 505,
-            Self::Service(status) => status,
+            Self::Service(status @ 200..=599) => status,
+            // As `Response::set_status` has it.
+            Self::Service(_) => 500,
         }
     }
 }

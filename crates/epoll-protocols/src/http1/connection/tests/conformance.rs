@@ -100,6 +100,9 @@ fn play<'a>(
         Some(Fate::Closed(Some(rejection))) => After::Refused(rejection),
         Some(Fate::Aborted) => panic!("{what}: aborted"),
     };
+    if let After::Refused(rejection) = after {
+        assert_eq!(answers.last().map(|answer| answer.status), Some(rejection.status()), "{what}");
+    }
     if driver.fate.is_some() {
         assert!(answers.last().is_some_and(Answer::is_last), "{what}: the end is not told");
         assert_eq!((driver.connection.stage(), driver.connection.held()), (Stage::Closed, 0), "{what}");

@@ -107,6 +107,8 @@ fn expectations() {
             refused(SECTION, "for a body that is too large", large, 413, BodyTooLarge),
             refused(SECTION, "for a body that is not wanted", post("/no=403", wait), 403, Service(403)),
             refused(SECTION, "for one that is not wanted later", post("/in,full=1", wait), 507, Service(507)),
+            refused(SECTION, "with a status that none is", post("/no=100", wait), 500, Service(100)),
+            refused(SECTION, "with no content", post("/no=204", wait), 204, Service(204)),
             refused("3.2", "in a bad request", bad, 400, Host),
         ],
     );
