@@ -94,6 +94,7 @@ fn a_client_that_leaves_after_any_byte_leaves_nothing_behind() {
                 until_gone(&mut site, &service, &remote, &what);
                 let seen = service.0.borrow();
                 assert_eq!((seen.later.len(), seen.events.len(), seen.uploads.len()), (0, 0, 0), "{what}");
+                assert_eq!(seen.unnamed, 0, "{what}: the log does not know whose answer it was");
                 // One that resets may never have been read.
                 assert!(seen.ends.len() <= exchanges, "{what}: {:?}", seen.ends);
                 assert!(bytes == 0 || seen.ends.len() == exchanges || !input.contains("events"), "{what}");

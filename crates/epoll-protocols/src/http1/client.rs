@@ -1,6 +1,6 @@
 //! One client beside its codec: the deadline that applies to it, and whether it is read from. No I/O of its own.
 
-use epoll_reactor::{ConnId, Ctx, Timestamp};
+use epoll_reactor::{Address, ConnId, Ctx, Timestamp};
 
 use super::{Connection, HttpConfig, Stage};
 
@@ -8,6 +8,8 @@ use super::{Connection, HttpConfig, Stage};
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) connection: Connection,
+    /// The loop forgets it before `on_close`, where unfinished answers are logged.
+    pub(super) peer: Address,
     /// What the deadline that is set is for, and since when.
     timed: Option<(Stage, u64)>,
     since: Timestamp,
@@ -16,8 +18,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(now: Timestamp) -> Self {
-        Self { connection: Connection::new(), timed: None, since: now, waiting: false }
+    pub(super) fn new(peer: Address, now: Timestamp) -> Self {
+        Self { connection: Connection::new(), peer, timed: None, since: now, waiting: false }
     }
 
     pub(super) fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {

@@ -122,7 +122,6 @@ impl<S: Service> Http<S> {
             self.date.set(ctx.wall_clock());
         }
         let client = self.clients.get_mut(id)?;
-        let peer = ctx.peer_address(id).cloned().unwrap_or(Address::UnixUnnamed);
         let mut answers = Answers { ctx, id, refused: false };
         let result = step(
             &mut client.connection,
@@ -130,7 +129,7 @@ impl<S: Service> Http<S> {
                 limits: &self.config.limits,
                 date: &self.date,
                 connection: id.as_u64(),
-                client: &peer,
+                client: &client.peer,
                 service: &mut self.service,
                 response: &mut self.response,
                 output: &mut answers,
@@ -284,7 +283,8 @@ impl<S: Service> Handler for Http<S> {
     type Message = HttpMessage<S::Message>;
 
     fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut ()) {
-        self.clients.insert(id, Client::new(ctx.now()));
+        let peer = ctx.peer_address(id).cloned().unwrap_or(Address::UnixUnnamed);
+        self.clients.insert(id, Client::new(peer, ctx.now()));
         self.follow(ctx, id, Next::MoreInput);
     }
 

@@ -8,7 +8,7 @@ use epoll_protocols::http1::{
     Answered, BodyFlow, BodyMode, BodyWriter, Http, HttpConfig, HttpMessage, Request, RequestId, Responder,
     Response, Service,
 };
-use epoll_reactor::{Limits, Remote};
+use epoll_reactor::{Address, Limits, Remote};
 
 use super::answers::{Answer, Fault};
 use super::{Client, Server};
@@ -30,6 +30,8 @@ pub(crate) struct Seen {
     pub(crate) ends: Vec<bool>,
     /// Status and bytes of body of each answer.
     pub(crate) answers: Vec<(u16, u64)>,
+    /// Answers whose client was not named.
+    pub(crate) unnamed: usize,
     pub(crate) calls: Vec<String>,
 }
 
@@ -130,7 +132,11 @@ impl Service for Scripted {
     }
 
     fn on_answer(&mut self, answer: &Answered<'_>) {
-        self.0.borrow_mut().answers.push((answer.status, answer.body_bytes));
+        let mut seen = self.0.borrow_mut();
+        seen.answers.push((answer.status, answer.body_bytes));
+        let named = |client: &Address| matches!(client, Address::Tcp(_));
+        let both = named(answer.client) && answer.request.is_ok_and(|request| named(request.client()));
+        seen.unnamed += usize::from(!both && !(named(answer.client) && answer.request.is_err()));
     }
 
     fn on_message(&mut self, message: Message, responder: &mut Responder<'_>) {
