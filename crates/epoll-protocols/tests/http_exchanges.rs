@@ -182,6 +182,43 @@ fn bodies_of_8_mib_come_whole_streamed_or_collected_by_length_or_in_chunks() {
 }
 
 #[test]
+fn a_client_that_ends_its_side_while_its_upload_is_paused_gets_its_answer() {
+    let (mut site, service, remote) = site(HttpConfig::default(), Limits::default());
+    for (length, complete) in [(3 << 20, true), ((3 << 20) + 1, false)] {
+        let body = vec![b'x'; 3 << 20];
+        let mut client = site.join();
+        let head = format!("POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\n");
+        client.push(head.as_bytes());
+        let mut rest = body.as_slice();
+        let mut pauses = 0;
+        site.until("the end", |site| {
+            if !rest.is_empty() {
+                rest = &rest[client.push(rest)..];
+                if rest.is_empty() {
+                    client.finish();
+                }
+            }
+            if !service.0.borrow().pausing.is_empty() {
+                pauses += 1;
+                // It has had every chance to see the end of the input.
+                site.settle();
+                remote.send(Message::GoOn.into()).unwrap();
+            }
+            client.pull(1 << 16);
+            client.ended.is_some()
+        });
+        let got = client.rest_bytes();
+        let answer = &Answer::read_all(&got, [false], true).unwrap()[0];
+        let expected = if complete { receipt(&body) } else { Vec::new() };
+        assert_eq!((answer.status, &answer.body), (if complete { 200 } else { 400 }, &expected));
+        assert!(pauses >= 2, "{pauses} pauses");
+        assert_eq!(service.0.borrow().ends.last(), Some(&complete));
+        drop(client);
+        is_clean(&mut site, &service);
+    }
+}
+
+#[test]
 fn a_refusal_arrives_though_more_is_sent_and_nothing_behind_it_is_served() {
     let (mut site, service, _) = site(HttpConfig::default(), Limits::default());
     let more = [get("/behind").repeat(1000), "x".repeat(1 << 20)].concat();

@@ -135,8 +135,8 @@ impl Service for Scripted {
         let mut seen = self.0.borrow_mut();
         seen.answers.push((answer.status, answer.body_bytes));
         let named = |client: &Address| matches!(client, Address::Tcp(_));
-        let both = named(answer.client) && answer.request.is_ok_and(|request| named(request.client()));
-        seen.unnamed += usize::from(!both && !(named(answer.client) && answer.request.is_err()));
+        let request_named = answer.request.map_or(true, |request| named(request.client()));
+        seen.unnamed += usize::from(!named(answer.client) || !request_named);
     }
 
     fn on_message(&mut self, message: Message, responder: &mut Responder<'_>) {
