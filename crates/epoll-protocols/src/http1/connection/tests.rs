@@ -14,6 +14,7 @@ mod any_order;
 mod bodies;
 mod conformance;
 mod deferred;
+mod driver;
 mod lifecycle;
 mod player;
 mod streams;

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::player::{Driver, Fate, limits};
+use super::driver::{Driver, Fate, limits};
 use super::*;
 
 /// How a body comes.

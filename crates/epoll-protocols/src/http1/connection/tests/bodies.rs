@@ -1,6 +1,7 @@
 //! Bodies that the service takes in pieces, and how each such exchange ends: once.
 
-use super::player::{Driver, Fate, Told, limits, pattern};
+use super::driver::{Driver, Fate, limits};
+use super::player::{Told, pattern};
 use super::*;
 
 fn post(target: &str, fields: &str) -> String {

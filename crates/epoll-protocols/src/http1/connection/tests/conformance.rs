@@ -2,7 +2,7 @@
 //! whole, byte by byte, cut in two at every place, one answer at a time, and behind another request; what follows it is
 //! answered if and only if the connection goes on.
 
-use super::player::{Driver, Fate};
+use super::driver::{Driver, Fate};
 use super::*;
 
 mod chunks;

@@ -1,6 +1,7 @@
 //! Answers that come later: from the service, or from a thread that may block.
 
-use super::player::{Driver, Fate, Told, limits};
+use super::driver::{Driver, Fate, limits};
+use super::player::Told;
 use super::*;
 use crate::http1::Response;
 

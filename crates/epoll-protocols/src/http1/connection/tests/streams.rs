@@ -4,7 +4,8 @@ use super::super::super::date::DateHeader;
 use super::super::super::output::NotCached;
 use super::super::super::response::Response;
 use super::super::super::sending::BodyWriter;
-use super::player::{Driver, Fate, Told, limits, pattern};
+use super::driver::{Driver, Fate, limits};
+use super::player::{Told, pattern};
 use super::*;
 
 fn get(target: &str) -> String {

@@ -1,6 +1,6 @@
 //! Methods, expectations, statuses and pipelines: RFC 9110 sections 9, 10.1.1 and 15, RFC 9112 section 9.3.2.
 
-use super::super::player::limits;
+use super::super::driver::limits;
 use super::*;
 
 fn request(method: &str, target: &str, rest: &str) -> String {
