@@ -70,9 +70,18 @@ pub(crate) struct Side<F, C> {
 /// Everything with a descriptor that is not a connection.
 pub(crate) enum Registration<F> {
     Waker,
-    Signals(F),
+    Signals(F, OnSignal),
     Listener(Listener<F>),
     Source(F),
+}
+
+/// What a signal is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnSignal {
+    /// The first drains, the second forces.
+    Drain,
+    /// The handler is told.
+    Tell,
 }
 
 /// How far a shutdown has got.
@@ -205,9 +214,17 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// # Errors
     /// No descriptors are left.
     pub fn drain_on_signals(&mut self, signals: &[Signal]) -> io::Result<()> {
-        let fd = self.kernel.signalfd(signals)?;
-        self.register(Registration::Signals(fd), Interest::Readable)?;
-        Ok(())
+        self.register_signals(signals, OnSignal::Drain)
+    }
+
+    /// Has [`on_signal`](Handler::on_signal) called for each of `signals`, for those that are no reason to stop:
+    /// `SIGHUP`, `SIGUSR1`. They are blocked as with [`drain_on_signals`](Self::drain_on_signals), and the same is to be
+    /// done about other threads. No signal may be given to both, nor twice: whoever looks first would have it.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn watch_signals(&mut self, signals: &[Signal]) -> io::Result<()> {
+        self.register_signals(signals, OnSignal::Tell)
     }
 
     /// A way in for other threads.
@@ -241,10 +258,16 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
+    fn register_signals(&mut self, signals: &[Signal], what: OnSignal) -> io::Result<()> {
+        let fd = self.kernel.signalfd(signals)?;
+        self.register(Registration::Signals(fd, what), Interest::Readable)?;
+        Ok(())
+    }
+
     fn register(&mut self, registration: Registration<K::Fd>, interest: Interest) -> Result<Token, Errno> {
         let token = self.registrations.insert(registration).ok_or(Errno::ENOMEM)?;
         let fd = match self.registrations.get(token) {
-            Some(Registration::Signals(fd) | Registration::Source(fd)) => fd,
+            Some(Registration::Signals(fd, _) | Registration::Source(fd)) => fd,
             Some(Registration::Listener(listener)) => &listener.fd,
             Some(Registration::Waker) | None => return Ok(token),
         };

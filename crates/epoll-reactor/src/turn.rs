@@ -7,13 +7,13 @@ use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use epoll_sys::{Call, Errno, Kernel, Reaction, Readiness, Timestamp, reaction};
+use epoll_sys::{Call, Errno, Kernel, Reaction, Readiness, Signal, Timestamp, reaction};
 
 use crate::connection::Due;
 use crate::ctx::Ctx;
 use crate::handler::{CloseReason, Handler, Source, SourceCalls};
 use crate::limits::PanicPolicy;
-use crate::reactor::{Reactor, Registration, Shutdown, Stopped};
+use crate::reactor::{OnSignal, Reactor, Registration, Shutdown, Stopped};
 use crate::token::{ConnId, SourceId, Token};
 
 /// Room for this many events to begin with, and at most.
@@ -136,20 +136,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                     self.accept_ready(token)?;
                 }
             }
-            Some(Registration::Signals(fd)) => loop {
-                let signal = match self.kernel.read_signal(fd) {
-                    Ok(Some(signal)) => signal,
-                    Err(Errno::EINTR) => continue,
-                    Ok(None) | Err(_) => break,
-                };
-                if std::mem::replace(&mut self.signalled, true) {
-                    log::warn!("{signal} again: closing all connections");
-                    self.forced = true;
-                } else {
-                    log::info!("{signal}: draining for up to {:?}", self.ctx.limits.drain_grace);
-                    self.ctx.drain(self.ctx.limits.drain_grace);
-                }
-            },
+            Some(Registration::Signals(..)) => self.take_signals(token),
             Some(Registration::Source(fd)) => {
                 let calls = Lent { kernel: &self.kernel, fd };
                 let (handler, ctx) = (&mut self.handler, &mut self.ctx);
@@ -158,6 +145,34 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
         }
         Ok(())
+    }
+
+    fn take_signals(&mut self, token: Token) {
+        let mut told = Vec::new();
+        loop {
+            let Some(Registration::Signals(fd, what)) = self.registrations.get(token) else { return };
+            match (self.kernel.read_signal(fd), *what) {
+                (Ok(Some(signal)), OnSignal::Drain) => self.drain_at(signal),
+                (Ok(Some(signal)), OnSignal::Tell) if told.contains(&signal) => (),
+                (Ok(Some(signal)), OnSignal::Tell) => told.push(signal),
+                (Err(Errno::EINTR), _) => (),
+                (Ok(None) | Err(_), _) => break,
+            }
+        }
+        // Behind the reading: a callback that raises one has it in a later turn, and not for ever in this one.
+        for signal in told {
+            self.call(|handler, ctx| handler.on_signal(ctx, signal));
+        }
+    }
+
+    fn drain_at(&mut self, signal: Signal) {
+        if std::mem::replace(&mut self.signalled, true) {
+            log::warn!("{signal} again: closing all connections");
+            self.forced = true;
+        } else {
+            log::info!("{signal}: draining for up to {:?}", self.ctx.limits.drain_grace);
+            self.ctx.drain(self.ctx.limits.drain_grace);
+        }
     }
 
     fn deliver_messages(&mut self) {

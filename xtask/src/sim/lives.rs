@@ -19,6 +19,7 @@ pub(crate) enum Call {
     Message,
     Tick,
     Ready,
+    Signal,
 }
 
 /// One connection, as its callbacks have told it.
@@ -48,6 +49,8 @@ pub(crate) struct Lives {
     pub(crate) opened: u64,
     pub(crate) closed: u64,
     pub(crate) panics: u64,
+    /// Signals told of.
+    pub(crate) signals: u64,
     inside: bool,
     recent: VecDeque<(Timestamp, Call, Option<ConnId>, String)>,
     now: Timestamp,
@@ -68,6 +71,7 @@ impl Lives {
             opened: 0,
             closed: 0,
             panics: 0,
+            signals: 0,
             inside: false,
             recent: VecDeque::new(),
             now: Timestamp::from_nanoseconds(1),

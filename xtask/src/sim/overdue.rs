@@ -1,5 +1,5 @@
 //! What the loop must do in time, whether anything happens or not: close what stalls, idles or lingers, accept
-//! who waits, hand over messages.
+//! who waits, hand over messages, tell of signals.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +19,9 @@ const JUMPING: Duration = Duration::from_secs(15);
 const TURNS: u32 = 20;
 /// Turns in which no message is handed over although some wait.
 const MESSAGE_TURNS: u32 = 3;
+/// Turns in which a signal is not told of, once an event that was held back must have been released.
+const SIGNAL_TURNS: u32 = 12;
+const HELD: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rule {
@@ -42,12 +45,29 @@ pub(crate) struct Overdue {
     slack: Duration,
     delivered: usize,
     undelivered_turns: u32,
+    /// When the first signal came that has not been told of.
+    signalled: Option<Timestamp>,
+    heard: u64,
+    unheard_turns: u32,
 }
 
 impl Overdue {
     pub(crate) fn new(plan: &Plan) -> Self {
         let slack = if plan.faults.jump > 0 { JUMPING } else { SLACK };
-        Self { still: BTreeMap::new(), slack, delivered: 0, undelivered_turns: 0 }
+        Self {
+            still: BTreeMap::new(),
+            slack,
+            delivered: 0,
+            undelivered_turns: 0,
+            signalled: None,
+            heard: 0,
+            unheard_turns: 0,
+        }
+    }
+
+    /// A signal that the handler is to be told of.
+    pub(crate) fn raised(&mut self, now: Timestamp) {
+        self.signalled.get_or_insert(now);
     }
 
     /// After a turn; `accepted` is how many messages had been accepted before it.
@@ -59,7 +79,10 @@ impl Overdue {
         ids: &BTreeMap<usize, ConnId>,
         accepted: usize,
     ) -> Result<(), Failure> {
-        self.check_messages(reactor.handler().lives.delivered.len(), accepted)?;
+        let lives = &reactor.handler().lives;
+        let (delivered, heard, began) = (lives.delivered.len(), lives.signals, lives.now());
+        self.check_messages(delivered, accepted)?;
+        self.check_signals(heard, began)?;
         let limits = reactor.ctx().limits().clone();
         for (number, session) in sessions.iter().enumerate() {
             let Some(&id) = ids.get(&number) else {
@@ -106,6 +129,21 @@ impl Overdue {
             self.undelivered_turns <= MESSAGE_TURNS,
             "remote",
             "{waiting} messages wait, and none is handed over"
+        );
+        Ok(())
+    }
+
+    fn check_signals(&mut self, heard: u64, began: Timestamp) -> Result<(), Failure> {
+        if heard != self.heard {
+            demand!(self.signalled.is_some(), "signals", "told of one that nobody raised");
+            (self.heard, self.signalled, self.unheard_turns) = (heard, None, 0);
+        }
+        self.unheard_turns += u32::from(self.signalled.is_some_and(|at| began - at > HELD));
+        demand!(
+            self.unheard_turns <= SIGNAL_TURNS,
+            "signals",
+            "one was raised at {:?}, and the handler does not know at {began:?}",
+            self.signalled
         );
         Ok(())
     }

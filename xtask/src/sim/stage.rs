@@ -47,6 +47,8 @@ pub(crate) struct Stage<S: Scenario> {
     accepted_messages: Vec<u64>,
     messages: u64,
     next_message: Timestamp,
+    /// For signals alone, so that they change nothing for the rest.
+    signals: Rng,
     pace: Pace,
     overdue: Overdue,
     draining: bool,
@@ -78,6 +80,7 @@ impl<S: Scenario> Stage<S> {
             reactor.listen(address, &options).map_err(harness)?;
         }
         reactor.drain_on_signals(&[Signal::Terminate, Signal::Interrupt]).map_err(harness)?;
+        reactor.watch_signals(&[Signal::Hangup, Signal::User1]).map_err(harness)?;
         sim.set_faults(plan.faults.clone());
         let actors = (0..plan.clients as u64).map(|number| Actor::new(plan.chance(100 + number), sim.now()));
         Ok(Self {
@@ -95,6 +98,7 @@ impl<S: Scenario> Stage<S> {
             accepted_messages: Vec::new(),
             messages: 0,
             next_message: sim.now(),
+            signals: plan.chance(4),
             pace: Pace::new(sim),
             overdue: Overdue::new(plan),
             draining: false,
@@ -190,6 +194,10 @@ impl<S: Scenario> Stage<S> {
         }
         if self.sim.now() >= self.next_message {
             self.send_messages();
+        }
+        if self.signals.u8(0..50) == 0 {
+            self.sim.raise(if self.signals.bool() { Signal::Hangup } else { Signal::User1 });
+            self.overdue.raised(self.sim.now());
         }
         if self.draining && !self.plan.gentle && self.rng.u8(0..100) == 0 {
             self.sim.raise(Signal::Terminate);
@@ -293,7 +301,7 @@ impl<S: Scenario> Stage<S> {
         );
         let open = self.sim.open_descriptors();
         let expected = open.iter().all(|it| it.ends_with("eventfd") || it.ends_with("signalfd"));
-        demand!(expected && open.len() <= 3, "descriptors", "left open after the drain: {open:?}");
+        demand!(expected && open.len() <= 4, "descriptors", "left open after the drain: {open:?}");
         if self.plan.gentle {
             demand!(counters.shed == 0, "lost client", "{counters:?}");
             let unfinished = self.unfinished();

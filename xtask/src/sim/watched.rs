@@ -3,7 +3,9 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use epoll_reactor::{CloseReason, CloseStats, ConnId, Ctx, Handler, Readiness, Source, SourceId, Timestamp};
+use epoll_reactor::{
+    CloseReason, CloseStats, ConnId, Ctx, Handler, Readiness, Signal, Source, SourceId, Timestamp,
+};
 
 use super::lives::{Call, Life, Lives};
 
@@ -180,6 +182,14 @@ impl<H: Handler> Handler for Watched<H> {
             self.lives.violation("on_tick, which nobody asked for".to_owned());
         }
         self.call(Call::Tick, None, |inner| inner.on_tick(ctx));
+    }
+
+    fn on_signal(&mut self, ctx: &mut Ctx, signal: Signal) {
+        if !matches!(signal, Signal::Hangup | Signal::User1) {
+            self.lives.violation(format!("on_signal for {signal}, which is not the handler's"));
+        }
+        self.lives.signals += 1;
+        self.call(Call::Signal, None, |inner| inner.on_signal(ctx, signal));
     }
 
     fn on_ready(&mut self, ctx: &mut Ctx, id: SourceId, source: &Source<'_>, readiness: Readiness) {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use epoll_reactor::{
-    CloseReason, CloseStats, ConnId, Ctx, Handler, Readiness, SendOutcome, Source, SourceId, Timestamp,
+    CloseReason, CloseStats, ConnId, Ctx, Handler, Readiness, SendOutcome, Signal, Source, SourceId,
+    Timestamp,
 };
 
 /// A callback that was called.
@@ -21,6 +22,7 @@ pub(crate) enum Call {
     Message(u64),
     Tick,
     Ready(SourceId, Readiness),
+    Signal(Signal),
 }
 
 impl Call {
@@ -38,6 +40,7 @@ type DataHook = dyn FnMut(&mut Ctx, ConnId, &[u8]) -> usize;
 type EofHook = dyn FnMut(&mut Ctx, ConnId, &[u8]);
 type MessageHook = dyn FnMut(&mut Ctx, u64);
 type TickHook = dyn FnMut(&mut Ctx);
+type SignalHook = dyn FnMut(&mut Ctx, Signal);
 type ReadyHook = dyn FnMut(&mut Ctx, SourceId, &Source<'_>);
 
 /// By default: echo, and the defaults of [`Handler`] for the rest.
@@ -59,6 +62,7 @@ pub(crate) struct Script {
     message: Hook<MessageHook>,
     tick: Hook<TickHook>,
     ready: Hook<ReadyHook>,
+    signal: Hook<SignalHook>,
 }
 
 /// As long as a callback runs, panic or not.
@@ -97,6 +101,7 @@ impl Script {
         message(&mut Ctx, u64);
         tick(&mut Ctx);
         ready(&mut Ctx, SourceId, &Source<'_>);
+        signal(&mut Ctx, Signal);
     }
 
     /// The connections opened so far, in that order.
@@ -247,6 +252,13 @@ impl Handler for Script {
         let _inside = self.begin(ctx, None, Call::Tick);
         if let Some(hook) = &mut self.tick {
             hook(ctx);
+        }
+    }
+
+    fn on_signal(&mut self, ctx: &mut Ctx, signal: Signal) {
+        let _inside = self.begin(ctx, None, Call::Signal(signal));
+        if let Some(hook) = &mut self.signal {
+            hook(ctx, signal);
         }
     }
 
