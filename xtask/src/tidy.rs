@@ -112,7 +112,7 @@ fn in_words(value: &str) -> String {
     }
     match value.strip_suffix(" * 1024") {
         Some(times) => format!("{times} KiB"),
-        None if value == "None" => "`None`".to_owned(),
+        None if matches!(value, "None" | "usize::MAX" | "&[]") => format!("`{value}`"),
         None => value.replace('_', ","),
     }
 }

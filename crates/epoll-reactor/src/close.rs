@@ -132,8 +132,12 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
             let unsent = connection.discarded_output + connection.queued();
             self.ctx.buffered -= connection.memory();
+            self.ctx.admission.leave(&self.ctx.limits, &connection);
             if let Some(queue) = connection.output.take() {
                 self.ctx.pool.put(queue);
+            }
+            if connection.refused {
+                continue;
             }
             self.ctx.counters.closed += 1;
             let stats = CloseStats {

@@ -49,6 +49,8 @@ pub(crate) struct Connection {
     /// `on_data` is owed, with the unconsumed rest, whether or not more arrives. Nothing is read before: the
     /// end of the stream must not overtake a message that is complete.
     pub(crate) again: bool,
+    /// There was no room for it: it is told so, and its handler never hears of it.
+    pub(crate) refused: bool,
     /// Close with an RST.
     pub(crate) reset_on_close: bool,
     /// It was given its budget of output in this turn, and goes on with the ready list in the next one.
@@ -123,6 +125,7 @@ impl Connection {
             above_high_water: false,
             drain_due: false,
             again: false,
+            refused: false,
             reset_on_close: false,
             budget_spent: false,
             in_ready: false,

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use epoll_sys::{Address, Timestamp};
 
+use crate::admission::Admission;
 use crate::buffer::QueuePool;
 use crate::clock::Clock;
 use crate::connection::{Connection, Fin, Phase};
@@ -35,6 +36,7 @@ pub struct Ctx {
     /// Output of `current`, to be sent as one when its callback returns. Empty between callbacks.
     pub(crate) direct: Vec<u8>,
     pub(crate) pool: QueuePool,
+    pub(crate) admission: Admission,
     /// Bytes in all output queues and input tails, and those that handlers have accounted for. Invariant: the
     /// sum over the connections.
     pub(crate) buffered: usize,
@@ -70,6 +72,7 @@ impl Ctx {
             current: None,
             direct: Vec::new(),
             pool: QueuePool::default(),
+            admission: Admission::default(),
             buffered: 0,
             shared: SharedMemory::default(),
             short_of_memory: false,
@@ -400,6 +403,8 @@ impl Ctx {
                 return Err(format!("{id}: a deadline at {deadline:?}, and the timers know of {armed:?}"));
             }
         }
+        let tokens = (0..self.connections.end()).filter_map(|index| self.connections.token_at(index));
+        self.admission.audit(&self.limits, tokens.filter_map(|token| self.connections.get(token)))?;
         if sum != self.buffered {
             return Err(format!("buffered is {}, and the sum over all connections {sum}", self.buffered));
         }

@@ -66,6 +66,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod buffer;
 mod clock;
 mod close;

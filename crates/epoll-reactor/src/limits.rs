@@ -14,6 +14,17 @@ pub struct Limits {
     ///
     /// Default: 100,000.
     pub connections: usize,
+    /// Accepted connections that one client address may have open; `usize::MAX` for any number. An IPv6 client counts by
+    /// its network of 64 bits; those of Unix sockets do not count.
+    ///
+    /// Default: `usize::MAX`.
+    pub connections_per_address: usize,
+    /// What a client is told for whom one of these limits leaves no room, before its connection is closed. Empty: it is
+    /// closed at once. Some may be told at a time (a sixteenth of `connections`, and 16), each for as long as any
+    /// connection [lingers](Self::linger_quiet), beyond `connections`; the handler never hears of them.
+    ///
+    /// Default: `&[]`.
+    pub refusal: &'static [u8],
     /// Size of the loop's read buffer, shared by all connections: how much one `recv` can take. At least 1.
     ///
     /// Default: 64 KiB.
@@ -131,6 +142,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 100_000,
+            connections_per_address: usize::MAX,
+            refusal: &[],
             read_buffer: 64 * 1024,
             read_budget: 256 * 1024,
             write_budget: 1024 * 1024,

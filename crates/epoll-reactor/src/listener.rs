@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use epoll_sys::{Address, Call, Errno, Interest, Kernel, Reaction, Timestamp, reaction};
 
+use crate::admission::Full;
 use crate::connection::Connection;
-use crate::handler::Handler;
+use crate::handler::{CloseReason, Handler};
 use crate::reactor::{Reactor, Registration, Side};
 use crate::token::{ConnId, ListenerId, Token};
 
@@ -118,32 +119,70 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// Opens an accepted connection, if there is room for it. Otherwise its descriptor is closed here, before
     /// anything has been spent on it.
     fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address) -> Accepted {
-        if self.ctx.connections.len() >= self.ctx.limits.connections {
-            self.ctx.counters.shed += 1;
-            let limit = self.ctx.limits.connections;
-            self.report(listener, &format_args!("{limit} connections are open; closing new ones"));
+        let open = self.ctx.connections.len();
+        if let Err(full) = self.ctx.admission.check(&self.ctx.limits, open, &peer) {
+            self.turn_away(listener, fd, peer, full);
             return Accepted::One;
         }
         let connection = Connection::accepted(peer, ListenerId(listener), self.ctx.now());
-        let Some(token) = self.ctx.connections.insert(connection) else { return Accepted::One };
-        let id = ConnId(token);
-        if let Err(errno) = self.kernel.add(&fd, Interest::Stream, id.as_u64()) {
-            self.ctx.connections.remove(token);
-            self.ctx.counters.shed += 1;
-            if reaction(Call::Add, errno) == Reaction::PauseListener {
-                self.pause(listener, errno);
-                return Accepted::Paused;
+        let id = match self.install(connection, fd) {
+            Ok(id) => id,
+            Err(errno) => {
+                self.ctx.counters.shed += 1;
+                if reaction(Call::Add, errno) == Reaction::PauseListener {
+                    self.pause(listener, errno);
+                    return Accepted::Paused;
+                }
+                log::error!("cannot watch an accepted connection: {}", errno.desc());
+                return Accepted::One;
             }
-            log::error!("cannot watch an accepted connection: {}", errno.desc());
-            return Accepted::One;
-        }
+        };
         if let Some(listener) = self.listener_mut(listener) {
             listener.in_trouble = false;
         }
-        self.put_side(id, Side { fd: Some(fd), state: H::Conn::default() });
+        if let Some(connection) = self.ctx.connections.get(id.0) {
+            self.ctx.admission.enter(&self.ctx.limits, &connection.peer);
+        }
         self.ctx.counters.accepted += 1;
         self.call_on_open(id);
         Accepted::One
+    }
+
+    /// Gives an accepted descriptor its slot and its events. It is closed if there are none.
+    fn install(&mut self, connection: Connection, fd: K::Fd) -> Result<ConnId, Errno> {
+        let id = ConnId(self.ctx.connections.insert(connection).ok_or(Errno::ENOMEM)?);
+        if let Err(errno) = self.kernel.add(&fd, Interest::Stream, id.as_u64()) {
+            self.ctx.connections.remove(id.0);
+            return Err(errno);
+        }
+        self.put_side(id, Side { fd: Some(fd), state: H::Conn::default() });
+        Ok(id)
+    }
+
+    /// Closes a client for whom there is no room, after having told it so if it may be told.
+    fn turn_away(&mut self, listener: Token, fd: K::Fd, peer: Address, full: Full) {
+        self.ctx.counters.shed += 1;
+        let limits = &self.ctx.limits;
+        match full {
+            Full::Connections => {
+                let limit = limits.connections;
+                self.report(listener, &format_args!("{limit} connections are open; closing new ones"));
+            }
+            Full::Address => {
+                let limit = limits.connections_per_address;
+                self.report(listener, &format_args!("{peer} has {limit} connections open; closing new ones"));
+            }
+        }
+        if !self.ctx.admission.may_refuse(&self.ctx.limits) {
+            return;
+        }
+        let connection = Connection::accepted(peer, ListenerId(listener), self.ctx.now());
+        if let Ok(id) = self.install(Connection { refused: true, ..connection }, fd) {
+            self.ctx.admission.refused += 1;
+            let refusal = self.ctx.limits.refusal;
+            self.ctx.enqueue(id, refusal.len(), |queue| queue.push_copy(refusal));
+            self.ctx.end(id, CloseReason::Local);
+        }
     }
 
     /// Gives up the spare descriptor to accept one waiting client and close it, so that it knows.

@@ -142,7 +142,7 @@ impl Ctx {
     }
 
     /// Adds to the queue of `id` and sees to it that the queue is flushed this turn.
-    fn enqueue(&mut self, id: ConnId, length: usize, push: impl FnOnce(&mut OutputQueue)) {
+    pub(crate) fn enqueue(&mut self, id: ConnId, length: usize, push: impl FnOnce(&mut OutputQueue)) {
         if let Some(connection) = self.connections.get_mut(id.0)
             && length > 0
         {
