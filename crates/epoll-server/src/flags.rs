@@ -3,7 +3,8 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the comments on flags are what --help prints")]
 
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -75,12 +76,12 @@ pub(crate) struct CommonFlags {
     #[arg(long, global = true, value_name = "NUMBER", default_value = "100000")]
     pub(crate) max_connections: NonZeroUsize,
 
-    /// Close connections silent in both directions for this long [default: never]
+    /// Close connections silent in both directions for this long
     ///
-    /// A time such as 500ms, 90s, 5m or `1h 30m`. Peers that have vanished are found in any case, by TCP
+    /// A time such as 500ms, 90s, 5m or `1h 30m`, or `never`. Peers that have vanished are found in any case, by TCP
     /// keep-alive.
-    #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
-    pub(crate) idle_timeout: Option<Duration>,
+    #[arg(long, global = true, value_name = "TIME", default_value = "never", value_parser = patience)]
+    pub(crate) idle_timeout: Patience,
 
     /// Close connections that take nothing of what waits for them for this long
     ///
@@ -165,11 +166,48 @@ pub(crate) struct HttpFlags {
     #[command(flatten)]
     pub(crate) listen: ListenFlag,
 
+    /// Serve the files beneath this directory
+    ///
+    /// `index.html` stands for its directory, `FILE.br`, `FILE.zst` and `FILE.gz` for FILE where the client takes them.
+    /// Nothing outside of it is served, whatever links say, and nothing whose name begins with a dot.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+
+    /// List directories that have no index.html, instead of 404
+    #[arg(long, requires = "root")]
+    pub(crate) list: bool,
+
+    /// Write a line for each request to this file, or to standard output if it is `-`
+    ///
+    /// In the combined format. SIGHUP has the file opened anew, for logrotate. Lines are dropped, and counted in the log,
+    /// when the disk does not keep up.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) access_log: Option<PathBuf>,
+
+    /// How many connections one client address may have open at one time
+    ///
+    /// A number, or `none` for any, as behind a proxy that all clients come through. An IPv6 client counts by its /64
+    /// network. Further connections are answered 503.
+    #[arg(long, value_name = "NUMBER", default_value = "1024", value_parser = count_or_none)]
+    pub(crate) max_connections_per_client: NonZeroUsize,
+
+    /// How many requests a connection may have
+    ///
+    /// The answer to the last one ends it.
+    #[arg(long, value_name = "NUMBER", default_value = "100000")]
+    pub(crate) max_requests: NonZeroU64,
+
     /// The largest request line and header fields together
     ///
     /// A size such as 16KiB. A request with more is answered 431, or 414 when its first line alone is too long.
     #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = size)]
     pub(crate) head_limit: usize,
+
+    /// How many header fields a request may have, at most 128
+    ///
+    /// A request with more is answered 431.
+    #[arg(long, value_name = "NUMBER", default_value = "100")]
+    pub(crate) header_count: NonZeroUsize,
 
     /// The largest request body
     ///
@@ -185,11 +223,18 @@ pub(crate) struct HttpFlags {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
     pub(crate) header_timeout: Duration,
 
-    /// How long a client may take to send a request's body
+    /// How long a client may take to send a request's body, besides the time that --body-rate allows
     ///
-    /// A time such as 60s. Beyond it the answer is 408.
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = timeout)]
+    /// A time such as 20s. Beyond it the answer is 408.
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = timeout)]
     pub(crate) body_timeout: Duration,
+
+    /// The slowest that a request's body may come for long, a second
+    ///
+    /// A size such as 500 (bytes) or 10KiB: each time so much has come, the client has a second more. 0: it has
+    /// --body-timeout and no more.
+    #[arg(long, value_name = "SIZE", default_value = "500", value_parser = rate)]
+    pub(crate) body_rate: u32,
 
     /// How long a connection stays open between requests
     ///
@@ -202,6 +247,28 @@ pub(crate) struct HttpFlags {
 fn size(text: &str) -> Result<usize, String> {
     let ByteSize(bytes) = text.parse().map_err(|_| "not a size such as 4096, 64KiB or 1.5MiB".to_owned())?;
     usize::try_from(bytes).map_err(|_| "more than this machine can address".to_owned())
+}
+
+fn rate(text: &str) -> Result<u32, String> {
+    u32::try_from(size(text)?).map_err(|_| "more than 4 GiB a second".to_owned())
+}
+
+fn count_or_none(text: &str) -> Result<NonZeroUsize, String> {
+    match text {
+        "none" => Ok(NonZeroUsize::MAX),
+        text => text.parse().map_err(|_| "neither a number from 1 on nor `none`".to_owned()),
+    }
+}
+
+/// A time, or for ever.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience(pub(crate) Option<Duration>);
+
+fn patience(text: &str) -> Result<Patience, String> {
+    match text {
+        "never" => Ok(Patience(None)),
+        text => timeout(text).map(|time| Patience(Some(time))),
+    }
 }
 
 /// A time after which something is closed. Zero would close everything; most who write it mean "never".

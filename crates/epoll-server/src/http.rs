@@ -1,28 +1,58 @@
-//! What `epoll-server http` serves: a page about itself, and two answers to try a server and its clients with. Not a
-//! file server.
+//! What `epoll-server http` serves: the files of a directory, or a page about itself and two answers to try a server and
+//! its clients with.
+
+use std::io;
 
 use epoll_protocols::http1::{
-    Answered, BodyWriter, HttpConfig, Request, RequestId, Responder, Response, Service,
+    Answered, BodyFlow, BodyMode, BodyWriter, Files, FilesOptions, HttpConfig, Request, RequestId, Responder,
+    Response, Service, allow,
 };
+use epoll_reactor::Signal;
 
+use crate::access_log::AccessLog;
+use crate::options;
 use crate::page::{self, Live};
 
-/// The routes, and what they keep.
+/// What a client is told for whom there is no room (RFC 9110 section 15.6.4).
+pub(crate) const OVERLOADED: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
+    Content-Length: 0\r\n\r\n";
+
+/// The answers, and what they need.
 pub(crate) struct Site {
     live: Live,
+    files: Option<Files>,
+    log: Option<AccessLog>,
 }
 
 impl Site {
-    pub(crate) fn new(config: &HttpConfig) -> Self {
-        Self { live: Live::new(config) }
+    /// # Errors
+    /// A file or directory cannot be opened; the error names it.
+    pub(crate) fn open(config: &HttpConfig, content: &options::Content) -> io::Result<Self> {
+        let options = FilesOptions { list: content.list, ..FilesOptions::default() };
+        let files = content.root.as_deref().map(|root| {
+            let opened = Files::open(root, options);
+            opened
+                .map_err(|error| io::Error::new(error.kind(), format!("--root {}: {error}", root.display())))
+        });
+        let log = content.access_log.as_deref().map(AccessLog::open);
+        Ok(Self { live: Live::new(config), files: files.transpose()?, log: log.transpose()? })
     }
-}
 
-impl Service for Site {
-    type Message = ();
-
-    fn call(&mut self, request: &Request<'_>, response: &mut Response) {
-        match (request.method(), request.path()) {
+    /// The answers of a server that was given no files.
+    fn answer(&mut self, request: &Request<'_>, response: &mut Response) {
+        let method = request.method();
+        let methods: &[&str] = match request.path() {
+            "/" | "/live" | "/hello" => &["GET"],
+            "/echo" => &["POST"],
+            "*" => &["GET", "POST"],
+            _ => {
+                response.set_status(404);
+                set_type(response, "text/plain; charset=utf-8");
+                return response.set_static_body(b"Not Found\n");
+            }
+        };
+        match (method, request.path()) {
             ("GET" | "HEAD", "/") => page::answer(response),
             ("GET" | "HEAD", "/live") => self.live.answer(request, response),
             ("GET" | "HEAD", "/hello") => {
@@ -34,11 +64,32 @@ impl Service for Site {
                 set_type(response, "application/octet-stream");
                 response.set_body(request.body());
             }
-            _ => {
-                response.set_status(404);
-                set_type(response, "text/plain; charset=utf-8");
-                response.set_static_body(b"Not Found\n");
-            }
+            _ => allow(methods, method, response),
+        }
+    }
+}
+
+impl Service for Site {
+    type Message = ();
+
+    fn call(&mut self, request: &Request<'_>, response: &mut Response) {
+        match &self.files {
+            Some(files) => files.answer(request, response),
+            None => self.answer(request, response),
+        }
+    }
+
+    fn body_mode(&mut self, head: &Request<'_>) -> BodyMode {
+        match &mut self.files {
+            Some(files) => files.body_mode(head),
+            None => BodyMode::Collect,
+        }
+    }
+
+    fn on_body(&mut self, id: RequestId, piece: &[u8]) -> BodyFlow {
+        match &mut self.files {
+            Some(files) => files.on_body(id, piece),
+            None => BodyFlow::Continue,
         }
     }
 
@@ -50,12 +101,24 @@ impl Service for Site {
         self.live.on_end(id);
     }
 
-    fn on_answer(&mut self, _: &Answered<'_>) {
+    fn on_answer(&mut self, answered: &Answered<'_>) {
         self.live.on_answer();
+        if let Some(log) = &mut self.log {
+            log.record(answered);
+        }
     }
 
     fn on_tick(&mut self, responder: &mut Responder<'_>) {
         self.live.on_tick(responder);
+        if let Some(log) = &mut self.log {
+            log.flush();
+        }
+    }
+
+    fn on_signal(&mut self, signal: Signal, _: &mut Responder<'_>) {
+        if let (Signal::Hangup, Some(log)) = (signal, &mut self.log) {
+            log.reopen();
+        }
     }
 
     fn on_shutdown(&mut self, responder: &mut Responder<'_>) {

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access_log;
 mod flags;
 mod http;
 mod log;
@@ -46,12 +47,23 @@ fn run() -> io::Result<Stopped> {
     let addresses = serve::resolve(&addresses)?;
     // Before any thread is started: one that does not block a signal is killed by it.
     block_signals(&SIGNALS)?;
+    if let Protocol::Http(..) = protocol {
+        // It has a log that can be rotated. Others end at it, as programs do.
+        block_signals(&[Signal::Hangup])?;
+    }
     log::start();
     open_as_many_files_as_allowed();
     match protocol {
-        Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &addresses),
-        Protocol::Echo => serve(Echo, limits, &addresses),
-        Protocol::Http(config) => serve(Http::new(http::Site::new(&config), config), limits, &addresses),
+        Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &addresses, |_| Ok(())),
+        Protocol::Echo => serve(Echo, limits, &addresses, |_| Ok(())),
+        Protocol::Http(config, content) => {
+            let site = http::Site::open(&config, &content)?;
+            serve(Http::new(site, config), limits, &addresses, |reactor| {
+                let remote = reactor.remote();
+                reactor.handler().attach(remote);
+                reactor.watch_signals(&[Signal::Hangup])
+            })
+        }
     }
 }
 

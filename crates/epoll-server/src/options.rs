@@ -3,6 +3,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -13,6 +14,7 @@ use epoll_reactor::Limits;
 use crate::flags::{
     BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag,
 };
+use crate::http;
 use crate::page::TICK;
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
@@ -38,7 +40,17 @@ pub(crate) struct Options {
 pub(crate) enum Protocol {
     Broadcast(BroadcastConfig),
     Echo,
-    Http(HttpConfig),
+    Http(HttpConfig, Content),
+}
+
+/// What the HTTP server has to tell.
+#[derive(Debug)]
+pub(crate) struct Content {
+    /// The directory whose files are served, and whether those without an index are listed. `None`: the page about the
+    /// server.
+    pub(crate) root: Option<PathBuf>,
+    pub(crate) list: bool,
+    pub(crate) access_log: Option<PathBuf>,
 }
 
 impl Options {
@@ -95,7 +107,7 @@ fn parse(arguments: &[OsString]) -> Result<Flags, clap::Error> {
 fn limits(common: &CommonFlags) -> Limits {
     Limits {
         connections: common.max_connections.get(),
-        idle_timeout: common.idle_timeout,
+        idle_timeout: common.idle_timeout.0,
         write_stall_timeout: common.write_timeout,
         memory: common.memory_limit,
         drain_grace: common.grace,
@@ -124,19 +136,31 @@ fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol,
     let mut config = HttpConfig {
         head_timeout: flags.header_timeout,
         body_timeout: flags.body_timeout,
+        body_rate: flags.body_rate,
         keep_alive_timeout: flags.keep_alive_timeout,
         ..HttpConfig::default()
     };
     config.limits.head = flags.head_limit;
+    config.limits.headers = flags.header_count.get();
     config.limits.body = flags.body_limit;
+    config.limits.requests = flags.max_requests.get();
     // The target is part of the head, so a smaller head makes for a smaller target.
     config.limits.target = config.limits.target.min(flags.head_limit.saturating_sub(1));
-    config.limits.check().map_err(|broken| format!("--head-limit ({}): {broken}", flags.head_limit))?;
+    config.limits.check().map_err(|broken| {
+        format!("--head-limit ({}) or --header-count ({}): {broken}", flags.head_limit, flags.header_count)
+    })?;
     let limits = config.limits(limits(common));
     // `POST /echo` answers with as much as it was sent, behind whatever answers still wait.
     let answer = flags.body_limit.saturating_add(config.limits.output_batch).saturating_add(ANSWER_HEAD);
-    let limits = Limits { output: limits.output.max(answer), tick: Some(TICK), ..limits };
-    Ok((flags.listen, Protocol::Http(config), limits))
+    let limits = Limits {
+        output: limits.output.max(answer),
+        tick: Some(TICK),
+        connections_per_address: flags.max_connections_per_client.get(),
+        refusal: http::OVERLOADED,
+        ..limits
+    };
+    let content = Content { root: flags.root, list: flags.list, access_log: flags.access_log };
+    Ok((flags.listen, Protocol::Http(config, content), limits))
 }
 
 #[cfg(test)]
@@ -170,12 +194,17 @@ mod tests {
         let echo = read("epoll-server echo").unwrap();
         assert_eq!(format!("{:?}", echo.limits), format!("{:?}", Limits::default()));
 
-        let http = read("epoll-server http").unwrap();
-        let Protocol::Http(config) = http.protocol else { panic!("{:?}", http.protocol) };
+        let bare = read("epoll-server http").unwrap();
+        let Protocol::Http(config, _) = bare.protocol else { panic!("{:?}", bare.protocol) };
         let expected = HttpConfig::default();
         assert_eq!(format!("{config:?}"), format!("{expected:?}"));
-        let limits = Limits { tick: Some(TICK), ..expected.limits(Limits::default()) };
-        assert_eq!(format!("{:?}", http.limits), format!("{limits:?}"));
+        let limits = Limits {
+            tick: Some(TICK),
+            connections_per_address: 1024,
+            refusal: http::OVERLOADED,
+            ..expected.limits(Limits::default())
+        };
+        assert_eq!(format!("{:?}", bare.limits), format!("{limits:?}"));
     }
 
     #[test]

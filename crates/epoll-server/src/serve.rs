@@ -22,12 +22,17 @@ pub(crate) fn resolve(addresses: &[String]) -> io::Result<Vec<Place>> {
     addresses.iter().map(place).collect()
 }
 
-/// Serves in all `places` until it is told to stop.
+/// Serves in all `places` until it is told to stop. `prepare` gets the loop before it runs.
 ///
 /// # Errors
 /// Limits that contradict each other, an address that cannot be listened on (the error names it), or a loop that
 /// cannot go on.
-pub(crate) fn serve<H: Handler>(handler: H, limits: Limits, places: &[Place]) -> io::Result<Stopped> {
+pub(crate) fn serve<H: Handler>(
+    handler: H,
+    limits: Limits,
+    places: &[Place],
+    prepare: impl FnOnce(&mut Reactor<H>) -> io::Result<()>,
+) -> io::Result<Stopped> {
     let grace = limits.drain_grace;
     let options = ListenOptions {
         // The kernel counts a client that has stopped reading as one that has vanished, so this must not come
@@ -37,6 +42,7 @@ pub(crate) fn serve<H: Handler>(handler: H, limits: Limits, places: &[Place]) ->
     };
     let mut reactor = Reactor::new(handler, limits)?;
     reactor.drain_on_signals(&SIGNALS)?;
+    prepare(&mut reactor)?;
     let mut bound = Vec::with_capacity(places.len());
     for place in places {
         let (_, address) = reactor.listen_first(&place.candidates, &options)?;

@@ -43,6 +43,11 @@ impl DateHeader {
         debug_assert!(written.is_ok(), "an IMF-fixdate is always 29 bytes");
     }
 
+    /// The second it is at.
+    pub(super) fn time(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.second)
+    }
+
     pub(super) const fn line(&self) -> &[u8] {
         &self.line
     }

@@ -1,5 +1,7 @@
 //! What answers requests. Not the protocol: a service neither sees nor decides framing.
 
+use std::time::SystemTime;
+
 use epoll_reactor::{Address, Signal};
 
 use super::responder::Responder;
@@ -134,6 +136,8 @@ pub struct Answered<'a> {
     pub client: &'a Address,
     /// What was asked, or why that never became a request.
     pub request: Result<&'a Request<'a>, Rejection>,
+    /// When, to the second: as in its `Date`.
+    pub time: SystemTime,
     /// The status sent.
     pub status: u16,
     /// Bytes of body handed over for sending, without the framing of chunks.

@@ -167,7 +167,13 @@ impl Connection {
         let terms = Terms { persistence: Persistence::Close, head_only: false, http10: false };
         encode(exchange.response, exchange.date, terms, exchange.output);
         let status = exchange.response.status();
-        let answer = Answered { client: exchange.client, request: Err(rejection), status, body_bytes: 0 };
+        let answer = Answered {
+            client: exchange.client,
+            time: exchange.date.time(),
+            request: Err(rejection),
+            status,
+            body_bytes: 0,
+        };
         exchange.service.on_answer(&answer);
         Next::Close(Some(rejection))
     }
@@ -202,7 +208,13 @@ impl Asked<'_> {
     ) {
         match self {
             Self::Request { request, .. } => {
-                let answer = Answered { client: exchange.client, request: Ok(request), status, body_bytes };
+                let answer = Answered {
+                    client: exchange.client,
+                    time: exchange.date.time(),
+                    request: Ok(request),
+                    status,
+                    body_bytes,
+                };
                 exchange.service.on_answer(&answer);
             }
             Self::Head(head) => log_head(id, head, status, body_bytes, exchange),
@@ -228,7 +240,13 @@ fn log_head<S: Service, O>(
     let mut slots = header_slots();
     if let Ok(request) = parse_head(head, &mut slots, exchange.limits) {
         let request = Request { id, client: exchange.client, ..request };
-        let answer = Answered { client: exchange.client, request: Ok(&request), status, body_bytes };
+        let answer = Answered {
+            client: exchange.client,
+            time: exchange.date.time(),
+            request: Ok(&request),
+            status,
+            body_bytes,
+        };
         exchange.service.on_answer(&answer);
     }
 }

@@ -1,0 +1,366 @@
+//! A line for each request, in Apache's combined format. The loop only writes into memory: a thread does the rest, and
+//! where it does not keep up lines are lost rather than time.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::mem;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use epoll_protocols::http1::Answered;
+use epoll_reactor::Address;
+use jiff::tz::TimeZone;
+
+/// As much is gathered before the writer gets it, in bytes; what is less goes once a second.
+const ENOUGH: usize = 32 * 1024;
+
+/// Buffers that may wait for the writer: with `ENOUGH` in each, two megabytes.
+const WAITING: usize = 64;
+
+/// How long the end of the process waits for the disk.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+pub(crate) struct AccessLog {
+    lines: Vec<u8>,
+    /// How many lines there are in `lines`.
+    count: u64,
+    /// Lines that were lost since the log was last told.
+    lost: u64,
+    /// The writer has yet to be told to open the file anew.
+    reopen: bool,
+    second: Second,
+    orders: Option<SyncSender<Order>>,
+    /// Buffers that have been written, to be filled again.
+    empty: Receiver<Vec<u8>>,
+    /// Ends with the writer.
+    ended: Receiver<()>,
+}
+
+enum Order {
+    Write(Vec<u8>),
+    Reopen,
+}
+
+/// `[25/Nov/2026:06:00:00 +0000]`, made once a second.
+struct Second {
+    second: u64,
+    text: String,
+}
+
+impl AccessLog {
+    /// `-` is standard output. Starts the writer.
+    ///
+    /// # Errors
+    /// The file cannot be opened for appending, which the error says with its name, or no thread be started.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let target = if path == Path::new("-") { None } else { Some(path.to_owned()) };
+        let output = open(target.as_deref())?;
+        let (orders, to_do) = sync_channel(WAITING);
+        let (done, empty) = channel();
+        let (end, ended) = channel();
+        thread::Builder::new().name("access-log".to_owned()).spawn(move || {
+            write(target.as_deref(), output, &to_do, &done);
+            drop(end);
+        })?;
+        let second = Second { second: u64::MAX, text: String::new() };
+        let orders = Some(orders);
+        Ok(Self { lines: Vec::new(), count: 0, lost: 0, reopen: false, second, orders, empty, ended })
+    }
+
+    /// Adds the line of one answer.
+    pub(crate) fn record(&mut self, answered: &Answered<'_>) {
+        let out = &mut self.lines;
+        client(answered.client, out);
+        out.extend_from_slice(b" - - ");
+        out.extend_from_slice(self.second.text(answered.time).as_bytes());
+        out.extend_from_slice(b" \"");
+        match answered.request {
+            Ok(request) => {
+                escape(request.method().as_bytes(), out);
+                out.push(b' ');
+                escape(request.target().as_bytes(), out);
+                out.extend_from_slice(match request.version() {
+                    epoll_protocols::http1::Version::Http10 => b" HTTP/1.0",
+                    epoll_protocols::http1::Version::Http11 => b" HTTP/1.1",
+                });
+            }
+            Err(_) => out.push(b'-'),
+        }
+        let mut number = itoa::Buffer::new();
+        out.extend_from_slice(b"\" ");
+        out.extend_from_slice(number.format(answered.status).as_bytes());
+        out.push(b' ');
+        match answered.body_bytes {
+            0 => out.push(b'-'),
+            bytes => out.extend_from_slice(number.format(bytes).as_bytes()),
+        }
+        for name in ["referer", "user-agent"] {
+            out.extend_from_slice(b" \"");
+            let value = answered.request.ok().and_then(|request| request.header(name));
+            escape(value.unwrap_or(b"-"), out);
+            out.push(b'"');
+        }
+        out.push(b'\n');
+        self.count += 1;
+        if self.lines.len() >= ENOUGH {
+            self.flush();
+        }
+    }
+
+    /// Hands what there is to the writer; to be called once a second.
+    pub(crate) fn flush(&mut self) {
+        let count = mem::take(&mut self.count);
+        if count > 0 {
+            let next = self.empty.try_recv().unwrap_or_default();
+            let lines = mem::replace(&mut self.lines, next);
+            if let Err(Order::Write(mut lines)) = self.order(Order::Write(lines)) {
+                self.lost += count;
+                lines.clear();
+                self.lines = lines;
+            } else if self.lost > 0 {
+                log::warn!("access log: {} lines lost, the disk does not keep up", mem::take(&mut self.lost));
+            }
+        }
+        if self.reopen {
+            self.reopen = self.order(Order::Reopen).is_err();
+        }
+    }
+
+    /// Opens the file anew, for what is recorded from now on: somebody has renamed it.
+    pub(crate) fn reopen(&mut self) {
+        self.reopen = true;
+        self.flush();
+    }
+
+    /// Gives the order back if too many wait.
+    fn order(&self, order: Order) -> Result<(), Order> {
+        match &self.orders {
+            None => Ok(()),
+            Some(orders) => orders.try_send(order).map_err(|error| match error {
+                TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
+            }),
+        }
+    }
+}
+
+impl Drop for AccessLog {
+    /// Waits until all has been written, for a while.
+    fn drop(&mut self) {
+        self.flush();
+        if self.lost > 0 {
+            log::warn!("access log: {} lines lost, the disk does not keep up", self.lost);
+        }
+        self.orders = None;
+        if self.ended.recv_timeout(LAST_WORDS) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("access log: the disk is too slow for its last lines");
+        }
+    }
+}
+
+impl Second {
+    fn text(&mut self, now: SystemTime) -> &str {
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        if second != self.second {
+            self.second = second;
+            let time =
+                i64::try_from(second).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
+            let time = time.unwrap_or(jiff::Timestamp::MAX).to_zoned(TimeZone::UTC);
+            self.text = time.strftime("[%d/%b/%Y:%H:%M:%S +0000]").to_string();
+        }
+        &self.text
+    }
+}
+
+fn client(address: &Address, out: &mut Vec<u8>) {
+    match address.as_tcp() {
+        // A vector takes whatever is written.
+        Some(address) => _ = write!(out, "{}", address.ip().to_canonical()),
+        None => out.push(b'-'),
+    }
+}
+
+/// So that nothing of a client's can end a field or a line: as Apache does it.
+fn escape(text: &[u8], out: &mut Vec<u8>) {
+    for byte in text {
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', *byte]),
+            b' '..=b'~' => out.push(*byte),
+            _ => _ = write!(out, "\\x{byte:02x}"),
+        }
+    }
+}
+
+fn open(path: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
+    let Some(path) = path else { return Ok(Box::new(io::stdout())) };
+    let file: io::Result<File> = OpenOptions::new().append(true).create(true).open(path);
+    match file {
+        Ok(file) => Ok(Box::new(file)),
+        Err(error) => Err(io::Error::new(
+            error.kind(),
+            format!("access log {}: {error}", PathBuf::from(path).display()),
+        )),
+    }
+}
+
+/// The writer: until there are no more orders.
+fn write(
+    path: Option<&Path>,
+    mut output: Box<dyn Write + Send>,
+    orders: &Receiver<Order>,
+    empty: &std::sync::mpsc::Sender<Vec<u8>>,
+) {
+    let mut in_trouble = false;
+    for order in orders {
+        match order {
+            Order::Write(mut lines) => {
+                let written = output.write_all(&lines).and_then(|()| output.flush());
+                if let (Err(error), false) = (&written, in_trouble) {
+                    log::error!("access log: {error}; lines are lost until it can be written again");
+                }
+                in_trouble = written.is_err();
+                lines.clear();
+                // The loop may have ended.
+                let _: Result<(), _> = empty.send(lines);
+            }
+            Order::Reopen => match open(path) {
+                Ok(anew) => output = anew,
+                Err(error) => log::error!("{error}; the old file is kept"),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Read;
+
+    use epoll_protocols::http1::Rejection;
+
+    use super::*;
+
+    fn refused(status: u16, time: SystemTime) -> Answered<'static> {
+        static CLIENT: Address = Address::UnixUnnamed;
+        Answered { client: &CLIENT, request: Err(Rejection::NotHttp), time, status, body_bytes: 0 }
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn what_a_client_says_stays_in_its_field() {
+        let cases: [(&[u8], &str); 5] = [
+            (b"/plain?a=b", "/plain?a=b"),
+            (b"a\" 200 0 \"", "a\\\" 200 0 \\\""),
+            (b"a\\b", "a\\\\b"),
+            (b"a\r\n127.0.0.1", "a\\x0d\\x0a127.0.0.1"),
+            (b"\x1b[2J\x00\x7f\xc3\xa9", "\\x1b[2J\\x00\\x7f\\xc3\\xa9"),
+        ];
+        for (text, escaped) in cases {
+            let mut out = Vec::new();
+            escape(text, &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), escaped);
+        }
+    }
+
+    #[test]
+    fn addresses_and_times() {
+        for (address, text) in [
+            ("192.0.2.1:80", "192.0.2.1"),
+            ("[::ffff:192.0.2.1]:80", "192.0.2.1"),
+            ("[2001:db8::1]:80", "2001:db8::1"),
+        ] {
+            let mut out = Vec::new();
+            client(&Address::Tcp(address.parse().unwrap()), &mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), text);
+        }
+        let mut second = Second { second: u64::MAX, text: String::new() };
+        assert_eq!(second.text(at(0)), "[01/Jan/1970:00:00:00 +0000]");
+        assert_eq!(second.text(at(951_827_696)), "[29/Feb/2000:12:34:56 +0000]");
+        assert!(second.text(at(u64::MAX / 4)).contains("/Dec/9999:"), "{}", second.text);
+        assert_eq!(second.text(UNIX_EPOCH - Duration::from_secs(5)), "[01/Jan/1970:00:00:00 +0000]");
+    }
+
+    #[test]
+    fn rotation_loses_and_repeats_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access");
+        let mut log = AccessLog::open(&path).unwrap();
+        for round in 0..20_u64 {
+            for line in 0..1_000 {
+                log.record(&refused(200, at(round * 1_000 + line)));
+            }
+            log.flush();
+            // Whatever has been handed over by now goes to the old file or the new one, in order.
+            fs::rename(&path, directory.path().join(format!("{round:03}"))).unwrap();
+            log.reopen();
+            let mut patience = 1_000;
+            while !path.exists() {
+                patience -= 1;
+                assert!(patience > 0, "the file is not opened anew");
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+        drop(log);
+        let mut files: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let all: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+        let mut expected = String::new();
+        let mut second = Second { second: u64::MAX, text: String::new() };
+        for number in 0..20_000 {
+            expected += &format!("- - - {} \"-\" 200 - \"-\" \"-\"\n", second.text(at(number)));
+        }
+        assert!(all == expected, "{} lines of {}", all.lines().count(), expected.lines().count());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_named_at_the_start_and_the_old_one_kept_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let nowhere = directory.path().join("no/where");
+        let error = AccessLog::open(&nowhere).err().unwrap().to_string();
+        assert!(error.contains(nowhere.to_str().unwrap()), "{error}");
+
+        let path = directory.path().join("access");
+        let mut log = AccessLog::open(&path).unwrap();
+        let mut file = File::open(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        log.reopen();
+        log.record(&refused(404, at(0)));
+        drop(log);
+        let mut written = String::new();
+        file.read_to_string(&mut written).unwrap();
+        assert!(written.contains(" 404 "), "{written:?}");
+    }
+
+    /// A pipe that nobody reads is a disk that does not keep up.
+    #[test]
+    fn a_writer_that_is_stuck_costs_lines_and_no_time() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
+        let mut log = AccessLog::open(Path::new(&path)).unwrap();
+        let line = {
+            log.record(&refused(200, at(0)));
+            log.lines.len()
+        };
+        let enough = (WAITING + 10) * ENOUGH / line + 100_000 / line;
+        for _ in 1..enough {
+            log.record(&refused(200, at(0)));
+        }
+        log.flush();
+        assert!(log.lost > 0, "nothing is lost though nothing is read");
+        let lost = usize::try_from(log.lost).unwrap();
+        let read = thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text.lines().count()
+        });
+        drop(writer);
+        drop(log);
+        assert_eq!(read.join().unwrap(), enough - lost, "every line is written or counted as lost");
+    }
+}
