@@ -30,10 +30,8 @@ fn the_routes_answer_what_the_help_says() {
     let hello = get(&mut client, "GET", "/hello?name=x");
     assert_eq!((hello.status, hello.body.as_slice()), (200, b"Hello, World!".as_slice()));
     assert!(hello.field("content-type").unwrap().starts_with("text/plain"));
-    let rows =
-        [("GET", "/nothing"), ("GET", "/echo"), ("POST", "/"), ("DELETE", "/hello"), ("GET", "/hello/")];
-    for (method, target) in rows {
-        assert_eq!(get(&mut client, method, target).status, 404, "{method} {target}");
+    for target in ["/nothing", "/hello/"] {
+        assert_eq!(get(&mut client, "GET", target).status, 404, "{target}");
     }
 }
 
