@@ -25,7 +25,7 @@ struct Defect {
     wrong: &'static str,
 }
 
-const DEFECTS: [Defect; 12] = [
+const DEFECTS: [Defect; 15] = [
     Defect {
         name: "forgets the ready list when the read budget is used up",
         file: "crates/epoll-reactor/src/serve.rs",
@@ -47,8 +47,8 @@ const DEFECTS: [Defect; 12] = [
     Defect {
         name: "sends a callback's own output ahead of what is queued",
         file: "crates/epoll-reactor/src/output.rs",
-        right: "copied && connection.output.is_none() && connection.writable",
-        wrong: "copied && connection.writable",
+        right: "kind == Kind::Copied && connection.output.is_none() && connection.writable",
+        wrong: "kind == Kind::Copied && connection.writable",
     },
     Defect {
         name: "frees a slot without a new generation",
@@ -97,6 +97,24 @@ const DEFECTS: [Defect; 12] = [
         file: "crates/epoll-reactor/src/flush.rs",
         right: "        self.ctx.direct.drain(..written);\n        self.ctx.move_direct_to_queue(id);",
         wrong: "        self.ctx.direct.clear();\n        let _ = written;",
+    },
+    Defect {
+        name: "begins a file again after a short count",
+        file: "crates/epoll-reactor/src/buffer.rs",
+        right: "                    slice.offset = slice.offset.saturating_add(part);\n",
+        wrong: "",
+    },
+    Defect {
+        name: "takes a short count of a file for a full socket",
+        file: "crates/epoll-reactor/src/flush.rs",
+        right: "            Ok(written) => return written,\n",
+        wrong: "            Ok(written) => {\n                if let Some(connection) = self.ctx.connections.get_mut(id.0) {\n                    connection.writable = written == count;\n                }\n                return written;\n            }\n",
+    },
+    Defect {
+        name: "forgets the ready list when the write budget is used up",
+        file: "crates/epoll-reactor/src/flush.rs",
+        right: "                connection.budget_spent = true;\n                self.ctx.make_ready(id);\n",
+        wrong: "",
     },
 ];
 
