@@ -26,7 +26,7 @@ struct Defect {
     wrong: &'static str,
 }
 
-const DEFECTS: [Defect; 12] = [
+const DEFECTS: [Defect; 14] = [
     Defect {
         name: "forgets the ready list when the read budget is used up",
         file: "crates/epoll-reactor/src/serve.rs",
@@ -98,6 +98,18 @@ const DEFECTS: [Defect; 12] = [
         file: "crates/epoll-reactor/src/flush.rs",
         right: "        self.ctx.direct.drain(..written);\n        self.ctx.move_direct_to_queue(id);",
         wrong: "        self.ctx.direct.clear();\n        let _ = written;",
+    },
+    Defect {
+        name: "begins a file again after a short count",
+        file: "crates/epoll-reactor/src/buffer.rs",
+        right: "                    slice.offset = slice.offset.saturating_add(part);\n",
+        wrong: "",
+    },
+    Defect {
+        name: "forgets the ready list when the write budget is used up",
+        file: "crates/epoll-reactor/src/flush.rs",
+        right: "                connection.budget_spent = true;\n                self.ctx.make_ready(id);\n",
+        wrong: "",
     },
 ];
 

@@ -133,25 +133,19 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
-    /// One sendfile that is not interrupted; returns how much was taken. Short of all of it says nothing of the
-    /// socket, unlike a write: the next one will.
+    /// One sendfile; returns how much was taken. Short of all of it says nothing of the socket, unlike a write: it may
+    /// be tried again until it is refused, and if it was interrupted, it is.
     fn write_file(&mut self, id: ConnId, slice: &FileSlice) -> usize {
         let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
             return 0;
         };
         let count = usize::try_from(slice.length).unwrap_or(usize::MAX);
-        loop {
-            let errno = match self.kernel.sendfile(fd, &slice.file, slice.offset, count) {
-                // The file ends before what was promised of it.
-                Ok(0) => {
-                    self.ctx.kill(id, CloseReason::FileCutShort);
-                    return 0;
-                }
-                Ok(written) => return written,
-                Err(errno) => errno,
-            };
-            match reaction(Call::Sendfile, errno) {
-                Reaction::Retry => continue,
+        match self.kernel.sendfile(fd, &slice.file, slice.offset, count) {
+            // The file ends before what was promised of it.
+            Ok(0) => self.ctx.kill(id, CloseReason::FileCutShort),
+            Ok(written) => return written,
+            Err(errno) => match reaction(Call::Sendfile, errno) {
+                Reaction::Retry => (),
                 Reaction::WaitForEdge => {
                     if let Some(connection) = self.ctx.connections.get_mut(id.0) {
                         connection.writable = false;
@@ -159,9 +153,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 }
                 Reaction::FileFailed => self.ctx.kill(id, CloseReason::FileCutShort),
                 _ => self.fail(id, errno),
-            }
-            return 0;
+            },
         }
+        0
     }
 
     /// What follows from the kernel having taken `written` bytes: counts, the write-stall clock, and, once

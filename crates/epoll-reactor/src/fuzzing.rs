@@ -11,11 +11,14 @@
 )]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::buffer::{Front, InputTail, PIECES_PER_WRITE, QueuePool};
+use crate::file::FileSlice;
 use crate::slab::{ConnMap, Slab};
 use crate::token::{ConnId, Token};
 
@@ -84,28 +87,39 @@ pub fn slab(data: &[u8]) {
     assert!(table.iter().map(|(id, value)| (id, *value)).eq(entries.into_values()));
 }
 
-/// Copied and shared pieces against writes of every length, and the pool that empty queues come from: the bytes go out
-/// once and in order.
+/// Copied and shared pieces and parts of files against writes of every length, and the pool that empty queues come from:
+/// the bytes go out once and in order.
 pub fn output_queue(data: &[u8]) {
+    // Bytes of files are told from others by this, and are the offset that they lie at.
+    const IN_FILE: u16 = 1 << 8;
+    let at = |offset: u64| IN_FILE | u16::from(offset.to_le_bytes()[0]);
+    let file = Arc::new(File::open("/dev/null").unwrap());
+    let mut offset = 0;
     let mut pool = QueuePool::default();
     let mut queue = pool.take();
-    let mut model: VecDeque<u8> = VecDeque::new();
+    let mut model: VecDeque<u16> = VecDeque::new();
     let mut bytes = Bytestream::default();
     for [operation, size] in pairs(data) {
         // Up to the length of a segment and past it.
         let size = usize::from(size) * [1, 1, 9, 80][usize::from(operation >> 6)];
-        match operation % 8 {
+        match operation % 10 {
             0 | 1 => {
                 let piece = bytes.next(size);
                 queue.push_copy(&piece);
-                model.extend(piece);
+                model.extend(piece.into_iter().map(u16::from));
             }
             2 | 3 => {
                 let piece = bytes.next(size);
                 queue.push_shared(Bytes::from(piece.clone()), piece.len());
-                model.extend(piece);
+                model.extend(piece.into_iter().map(u16::from));
             }
-            4..=6 => {
+            4 | 5 => {
+                let slice = FileSlice { file: Arc::clone(&file), offset, length: size as u64 };
+                model.extend((offset..offset + slice.length).map(at));
+                offset += slice.length + 7;
+                queue.push_file(slice);
+            }
+            6..=8 => {
                 queue.advance(size);
                 model.drain(..size.min(model.len()));
             }
@@ -116,18 +130,30 @@ pub fn output_queue(data: &[u8]) {
             }
         }
         assert_eq!(queue.len(), model.len());
-        assert!(queue.charge() >= queue.len() && (queue.charge() == 0) == model.is_empty());
+        assert!(queue.charge() >= queue.in_memory() && (queue.charge() == 0) == model.is_empty());
+        let most = if operation & 1 == 0 { usize::MAX } else { size + 1 };
         let mut slices = [IoSlice::new(&[]); PIECES_PER_WRITE];
-        let Front::Pieces(count, _) = queue.front(&mut slices, usize::MAX) else {
-            panic!("there are no files")
+        let offered = match queue.front(&mut slices, most) {
+            Front::File(slice) => {
+                let part = slice.offset..slice.offset + slice.length;
+                assert!(part.clone().map(at).eq(model.iter().copied().take(part.count())));
+                usize::try_from(slice.length).unwrap()
+            }
+            Front::Pieces(count, _) => {
+                let slices = &slices[..count];
+                assert!(slices.iter().all(|slice| !slice.is_empty()), "an empty piece");
+                // All of a long queue each time would take most of the time. Its end is a front one day.
+                let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+                let front = slices.iter().flat_map(|slice| slice.iter()).map(|byte| u16::from(*byte));
+                let compared = offered.min(2048);
+                assert!(front.take(compared).eq(model.iter().copied().take(compared)));
+                let file_is_next = model.get(offered).is_some_and(|byte| *byte >= IN_FILE);
+                let all = offered == model.len().min(most) || count == PIECES_PER_WRITE || file_is_next;
+                assert!(all, "something is not offered");
+                offered
+            }
         };
-        let slices = &slices[..count];
-        assert!(slices.iter().all(|slice| !slice.is_empty()), "an empty piece");
-        let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-        assert!(offered == model.len() || count == PIECES_PER_WRITE, "something is not offered");
-        // All of a long queue each time would take most of the time. Its end is a front one day.
-        let compared = offered.min(2048);
-        assert!(slices.iter().flat_map(|slice| slice.iter()).take(compared).eq(model.iter().take(compared)));
+        assert!(offered <= most && (offered > 0) != model.is_empty(), "{offered} bytes, of {most} at most");
         if model.len() > 1 << 15 {
             return;
         }

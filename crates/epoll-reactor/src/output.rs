@@ -99,7 +99,7 @@ impl Ctx {
         self.shared.share(data)
     }
 
-    /// Bytes sent to `id` that the kernel has not taken yet; 0 if it is gone.
+    /// Bytes sent to `id` that the kernel has not taken yet, those in files among them; 0 if it is gone.
     #[must_use]
     pub fn queued(&self, id: ConnId) -> usize {
         let direct = if self.current == Some(id) { self.direct.len() } else { 0 };

@@ -475,7 +475,7 @@ fn a_length_of_zero_sends_nothing() {
         assert!(ctx.send(id, b"ab").is_accepted());
         assert!(matches!(ctx.send_file(id, slice.clone()), SendOutcome::Sent));
         assert!(ctx.send(id, b"cd").is_accepted());
-        assert_eq!(ctx.queued(id), 4);
+        assert_eq!((ctx.queued(id), ctx.buffered()), (4, 0), "offered to the kernel first");
         input.len()
     });
     let mut harness = Harness::new(script);
