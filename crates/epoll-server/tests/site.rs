@@ -86,7 +86,8 @@ fn a_folder_is_served_and_nothing_else() {
     let list = ask(&mut client, "GET", "/sub/", "");
     assert!(String::from_utf8(list.1).unwrap().contains("a%20b.txt"));
     assert_eq!(status(&ask(&mut client, "GET", "/sub", "")), "301");
-    for target in ["/link", "/../secret", "/%2e%2e/secret", "/sub/%2e%2e/%2e%2e/secret", "/.hidden", "/none"] {
+    for target in ["/link", "/../secret", "/%2e%2e/secret", "/sub/%2e%2e/%2e%2e/secret", "/.hidden", "/none"]
+    {
         let refused = ask(&mut client, "GET", target, "");
         assert!(matches!(status(&refused), "404" | "400" | "403"), "{target}: {}", refused.0);
         assert!(!refused.1.windows(6).any(|six| six == b"secret"), "{target}");
@@ -164,7 +165,8 @@ fn the_access_log_has_a_line_for_each_request_and_can_be_rotated() {
     let mut seen: Vec<usize> = Vec::new();
     for entry in fs::read_dir(directory.path()).unwrap() {
         for line in log_of(&entry.unwrap().path()) {
-            let number = line.split_once("GET /n").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+            let number: Option<usize> =
+                line.split_once("GET /n").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
             seen.extend(number);
         }
     }
@@ -204,8 +206,7 @@ fn whoever_finds_no_room_is_told_when_to_come_back() {
 
 #[test]
 fn limits_on_requests() {
-    let server =
-        Server::start(&["http", "--max-requests", "3", "--header-count", "2", "--body-limit", "10"]);
+    let server = Server::start(&["http", "--max-requests", "3", "--header-count", "2", "--body-limit", "10"]);
     let mut client = server.connect();
     for number in 1..=3 {
         let got = ask(&mut client, "GET", "/hello", "");
