@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: what the release build costs. Every figure of one kind comes from one run, with the floor it
 //! is compared with measured in turns beside it; single figures from a shared machine mean little.
 
+mod files;
+
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -31,6 +33,8 @@ enum Measurement {
     Syscalls,
     /// Resident memory a connection with 9,000 idle echo clients
     Memory,
+    /// CPU time of a request for a file, beside nginx with sendfile on (needs nginx, wrk and taskset)
+    Files,
 }
 
 pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
@@ -44,6 +48,9 @@ pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
     }
     if wanted(Measurement::Memory) {
         memory(&server, out)?;
+    }
+    if wanted(Measurement::Files) {
+        files::compare(&server, options.rounds, options.seconds, out)?;
     }
     Ok(())
 }
@@ -74,11 +81,11 @@ fn http(server: &Path, options: &Options, out: &mut impl Write) -> io::Result<()
         }
     }
     let floor = build_floor()?;
-    let mut ours = Server::start(pinned(0).arg(server).arg("http"))?;
-    let mut bare = Server::start_on_port(pinned(0).arg(&floor))?;
+    let ours = Server::start(pinned(0).arg(server).arg("http"))?;
+    let bare = Server::start_on_port(pinned(0).arg(&floor))?;
     let (mut of_ours, mut of_bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=options.rounds {
-        let pair = (load(&mut ours, options.seconds)?, load(&mut bare, options.seconds)?);
+        let pair = (load(&ours, "hello", 64, options.seconds)?, load(&bare, "hello", 64, options.seconds)?);
         let ratio = pair.0.total() / pair.1.total();
         writeln!(
             out,
@@ -105,16 +112,22 @@ fn http(server: &Path, options: &Options, out: &mut impl Write) -> io::Result<()
             median(rounds.iter().map(Round::total)),
         )?;
     }
+    writeln!(out, "  CPU a request, to the bare C loop's: {}\n", with_spread(&ratios))
+}
+
+/// The median, and between what it lies.
+fn with_spread(ratios: &[f64]) -> String {
     let (low, high) =
         (ratios.iter().copied().fold(f64::MAX, f64::min), ratios.iter().copied().fold(0.0, f64::max));
-    writeln!(out, "  CPU a request, to the bare C loop's: {:.3} ({low:.3} to {high:.3})\n", median(ratios))
+    format!("{:.3} ({low:.3} to {high:.3})", median(ratios.iter().copied()))
 }
 
 /// Loads a server with wrk, and reads its CPU time from /proc around that.
-fn load(server: &mut Server, seconds: u32) -> io::Result<Round> {
+fn load(server: &Server, path: &str, connections: u32, seconds: u32) -> io::Result<Round> {
     let before = server.cpu_time()?;
-    let url = format!("http://127.0.0.1:{}/hello", server.port);
-    let report = output(pinned(1).args(["wrk", "-t1", "-c64", &format!("-d{seconds}"), &url]))?;
+    let url = format!("http://127.0.0.1:{}/{path}", server.port);
+    let (connections, duration) = (format!("-c{connections}"), format!("-d{seconds}"));
+    let report = output(pinned(1).args(["wrk", "-t1", &connections, &duration, "--timeout", "30s", &url]))?;
     let after = server.cpu_time()?;
     let first_number = |marker: &str| {
         let line = report.lines().find(|line| line.contains(marker))?;

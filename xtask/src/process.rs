@@ -88,7 +88,12 @@ impl Server {
     /// Starts a program that listens on the port it is given as its only argument, and waits until it does.
     pub(crate) fn start_on_port(command: &mut Command) -> io::Result<Self> {
         let port = free_port()?;
-        let child = command.arg(port.to_string()).spawn().map_err(|error| named(command, &error))?;
+        Self::start_listening(command.arg(port.to_string()), port)
+    }
+
+    /// Starts a program that will listen on `port`, and waits until it does.
+    pub(crate) fn start_listening(command: &mut Command, port: u16) -> io::Result<Self> {
+        let child = command.spawn().map_err(|error| named(command, &error))?;
         let server = Self { child, port };
         let patience = Instant::now() + Duration::from_secs(5);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
