@@ -131,8 +131,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.close_descriptor(fd, connection.reset_on_close);
             }
             let unsent = connection.discarded_output + connection.queued();
-            self.ctx.buffered -= connection.memory();
             self.ctx.admission.leave(&self.ctx.limits, &connection);
+            self.ctx.buffered -= connection.memory();
             if let Some(queue) = connection.output.take() {
                 self.ctx.pool.put(queue);
             }

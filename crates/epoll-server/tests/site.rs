@@ -132,7 +132,7 @@ fn log_of(path: &Path) -> Vec<String> {
 fn the_access_log_has_a_line_for_each_request_and_can_be_rotated() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("access.log");
-    let mut server = Server::start(&["http", "--access-log", path.to_str().unwrap()]);
+    let server = Server::start(&["http", "--access-log", path.to_str().unwrap()]);
     let mut client = server.connect();
     ask(&mut client, "GET", "/hello?x=1", "Referer: http://a/\"b\r\nUser-Agent: test\u{e9}\r\n");
     ask(&mut client, "GET", "/nothing", "");

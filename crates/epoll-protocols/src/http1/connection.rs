@@ -80,7 +80,7 @@ impl Connection {
     ///
     /// `input` is what earlier calls left unconsumed, followed by what has come since. The rest of an
     /// unfinished head is left; bytes of an unfinished body are consumed and kept here, up to
-    /// [`HttpLimits::body`]. A request that breaks the protocol is answered, and ends the connection.
+    /// [`HttpLimits::body`](super::HttpLimits::body). A request that breaks the protocol is answered, and ends the connection.
     pub fn receive<S: Service, O: Output>(
         &mut self,
         input: &[u8],

@@ -17,7 +17,7 @@ pub struct Exchange<'a, S, O> {
     pub limits: &'a HttpLimits,
     /// The date header, at the current second.
     pub date: &'a DateHeader,
-    /// Names the connection in [`RequestId`]: another one for each.
+    /// Names the connection in [`RequestId`](super::RequestId): another one for each.
     pub connection: u64,
     /// The peer.
     pub client: &'a Address,

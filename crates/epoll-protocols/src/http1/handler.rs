@@ -240,7 +240,7 @@ impl<S: Service> Http<S> {
         let last = self.shutting_down;
         let end = move |connection: &mut Connection| {
             if last {
-                connection.start_drain()
+                connection.start_drain();
             }
         };
         while let Some(action) = self.actions.pop_front() {
