@@ -188,7 +188,7 @@ pub(crate) struct HttpFlags {
     ///
     /// A number, or `none` for any, as behind a proxy that all clients come through. An IPv6 client counts by its /64
     /// network. Further connections are answered 503.
-    #[arg(long, value_name = "NUMBER", default_value = "1024", value_parser = count_or_none)]
+    #[arg(long, value_name = "NUMBER", default_value = "4096", value_parser = count_or_none)]
     pub(crate) max_connections_per_client: NonZeroUsize,
 
     /// How many requests a connection may have

@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(format!("{config:?}"), format!("{expected:?}"));
         let limits = Limits {
             tick: Some(TICK),
-            connections_per_address: 1024,
+            connections_per_address: 4096,
             refusal: http::OVERLOADED,
             ..expected.limits(Limits::default())
         };
