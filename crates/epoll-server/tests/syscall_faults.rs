@@ -138,8 +138,7 @@ fn everything_may_fail_in_the_same_run() {
     let every = |call, error, first, step| Fault { call, error, when: When::Every(first, step) };
     let faults = [
         every("accept4", "EMFILE", 3, 5),
-        // Behind those of the start, which are the waker, the signals and the listener.
-        every("epoll_ctl", "ENOMEM", 5, 7),
+        every("epoll_ctl", "ENOMEM", 4, 7),
         every(WAIT, "EINTR", 1, 2),
         every("recvfrom", "ECONNRESET", 5, 11),
         every("sendto", "ENOBUFS", 6, 13),

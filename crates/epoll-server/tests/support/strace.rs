@@ -1,11 +1,12 @@
 //! The server under strace(1), which has chosen system calls fail, and strace's record of what was called. Not
 //! the real faults: a call that is made to fail is not carried out, so the kernel knows nothing of it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tempfile::TempDir;
 
@@ -119,7 +120,7 @@ fn command(directory: &TempDir, faults: &[Fault], arguments: &[&str]) -> Command
         .iter()
         .map(|Fault { call, error, when }| {
             // What it takes to start is not counted.
-            let from = |number: &usize| number + calls_to_start(call);
+            let from = |number: &usize| number + calls_to_start(call, arguments);
             let when = match when {
                 When::Once(number) => from(number).to_string(),
                 When::Range(first, last) => format!("{}..{}", from(first), from(last)),
@@ -142,12 +143,14 @@ fn traced(directory: &TempDir, injections: &[String], arguments: &[&str]) -> Com
     command
 }
 
-/// How many calls of that name it takes to listen on one address.
-fn calls_to_start(call: &str) -> usize {
-    static RECORD: OnceLock<Record> = OnceLock::new();
-    let record = RECORD.get_or_init(|| {
+/// How many calls of that name it takes the protocol to listen on one address.
+fn calls_to_start(call: &str, arguments: &[&str]) -> usize {
+    static RECORDS: Mutex<BTreeMap<String, Record>> = Mutex::new(BTreeMap::new());
+    let protocol = arguments.first().copied().unwrap_or("broadcast");
+    let mut records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let record = records.entry(protocol.to_owned()).or_insert_with(|| {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = traced(&directory, &[], &["echo"]);
+        let mut command = traced(&directory, &[], &[protocol]);
         command.args(["--listen", "127.0.0.1:0"]);
         let _server = Server::run(command, 1);
         let mut record = read(&directory);
