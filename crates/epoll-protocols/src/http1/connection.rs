@@ -278,7 +278,7 @@ impl Connection {
         match &self.phase {
             Phase::Body(pending) => pending.held(),
             Phase::Deferred(deferred) => deferred.head.len() + size_of::<Deferred>(),
-            Phase::Sending(sending) => sending.head.len() + size_of::<Sending>(),
+            Phase::Sending(sending) => sending.held(),
             Phase::Head { .. } | Phase::Closed => 0,
         }
     }

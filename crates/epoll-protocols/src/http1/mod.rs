@@ -1,9 +1,10 @@
-//! HTTP/1.1 for servers as a codec: bytes and the date in, bytes out.
+//! HTTP/1.1 for servers as a codec: bytes and the date in, bytes out; and [`Http`], which joins it to the loop.
 //!
-//! Nothing here knows a socket, a loop or a clock. A [`Connection`] is told what has been received and
-//! appends to an [`Output`] what is to be sent; between the two it calls a [`Service`] once for each
-//! request. What it does not do: bodies are gathered whole before the service is called (up to
-//! [`HttpLimits::body`]), responses always carry their length, and neither `Upgrade` nor `CONNECT` is offered.
+//! Nothing in the codec knows a socket, a loop or a clock. A [`Connection`] is told what has been received and
+//! appends to an [`Output`] what is to be sent; between the two it calls a [`Service`] once for each request. Bodies of
+//! requests are gathered first, or passed on in pieces ([`BodyMode`]); answers are given at once, later, by a thread that
+//! may block, in pieces or from files ([`Response`]), and always in the order of requests. [`Router`] and [`Files`] are
+//! services to build on. What it does not do: neither `Upgrade` nor `CONNECT` is offered, and nothing is compressed.
 //!
 //! The rules are those of RFC 9110 (semantics) and RFC 9112 (the message format); each is cited where it is
 //! kept. Where a rule leaves a choice between guessing and refusing, the request is refused and the

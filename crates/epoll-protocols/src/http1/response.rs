@@ -52,6 +52,14 @@ pub enum Part {
 }
 
 impl Part {
+    /// Bytes that are held for it.
+    pub(super) const fn in_memory(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len() + size_of::<Self>(),
+            Self::File(_) => size_of::<Self>(),
+        }
+    }
+
     pub(super) const fn length(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,

@@ -109,6 +109,15 @@ impl Sending {
         }
     }
 
+    /// Bytes of heap it takes, those that wait to be sent among them.
+    pub(super) fn held(&self) -> usize {
+        let waiting = match &self.rest {
+            Rest::Parts { parts, .. } => parts.iter().map(Part::in_memory).sum(),
+            Rest::Stream(_) => 0,
+        };
+        waiting + self.head.len() + size_of::<Self>()
+    }
+
     /// What [`Step::Disk`] is about.
     pub(super) fn cold(&self) -> Option<FileSlice> {
         match &self.rest {
@@ -213,7 +222,7 @@ impl BodyWriter<'_> {
         self.end_chunk(length);
     }
 
-    /// Ends the body. One whose announced length has not been reached cannot be ended well, so the connection is
+    /// Ends the body; one that has all of its announced length has ended by itself. One whose announced length has not been reached cannot be ended well, so the connection is
     /// reset, which tells the client.
     pub fn finish(&mut self) {
         if self.end != End::Open {
@@ -262,8 +271,11 @@ impl BodyWriter<'_> {
     }
 
     fn end_chunk(&mut self, length: usize) {
-        if self.framing == Framing::Chunked && length > 0 {
-            self.output.copy(b"\r\n");
+        match self.framing {
+            Framing::Chunked if length > 0 => self.output.copy(b"\r\n"),
+            // That was all that was announced.
+            Framing::Sized(0) if self.end == End::Open => self.end = End::Complete,
+            _ => {}
         }
     }
 }
@@ -296,6 +308,13 @@ mod tests {
             let (sent, ..) = stream(Framing::Chunked, |body| body.write("x".repeat(length).as_bytes()));
             assert_eq!(sent, format!("{length:x}\r\n{}\r\n", "x".repeat(length)));
         }
+    }
+
+    #[test]
+    fn all_of_an_announced_length_is_the_end() {
+        let whole = |body: &mut BodyWriter<'_>| body.write(b"hello, and more");
+        assert!(stream(Framing::Sized(5), whole) == ("hello".to_owned(), 5, End::Complete));
+        assert!(stream(Framing::Sized(50), whole).2 == End::Open);
     }
 
     #[test]
