@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use epoll_protocols::http1::Answered;
 use epoll_reactor::Address;
-use jiff::tz::TimeZone;
 
 /// As much is gathered before the writer gets it, in bytes; what is less goes once a second.
 const ENOUGH: usize = 32 * 1024;
@@ -166,7 +165,7 @@ impl Second {
             self.second = second;
             let time =
                 i64::try_from(second).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
-            let time = time.unwrap_or(jiff::Timestamp::MAX).to_zoned(TimeZone::UTC);
+            let time = time.unwrap_or(jiff::Timestamp::MAX);
             self.text = time.strftime("[%d/%b/%Y:%H:%M:%S +0000]").to_string();
         }
         &self.text
