@@ -41,8 +41,8 @@ impl Site {
 
     /// The answers of a server that was given no files.
     fn answer(&mut self, request: &Request<'_>, response: &mut Response) {
-        let method = request.method();
-        let methods: &[&str] = match request.path() {
+        let (method, path) = (request.method(), request.path());
+        let methods: &[&str] = match path {
             "/" | "/live" | "/hello" => &["GET"],
             "/echo" => &["POST"],
             "*" => &["GET", "POST"],
@@ -52,7 +52,7 @@ impl Site {
                 return response.set_static_body(b"Not Found\n");
             }
         };
-        match (method, request.path()) {
+        match (method, path) {
             ("GET" | "HEAD", "/") => page::answer(response),
             ("GET" | "HEAD", "/live") => self.live.answer(request, response),
             ("GET" | "HEAD", "/hello") => {
