@@ -26,6 +26,13 @@ pub(super) struct Listener {
     defer_accept: Option<Duration>,
 }
 
+/// Errors of the connection that accept would have given: accept(2).
+const LOST: [(Fault, Errno); 3] = [
+    (Fault::Econnaborted, Errno::ECONNABORTED),
+    (Fault::Eperm, Errno::EPERM),
+    (Fault::Eproto, Errno::EPROTO),
+];
+
 impl Listener {
     fn is_full(&self) -> bool {
         self.pending.len() > self.backlog
@@ -275,11 +282,23 @@ impl World {
         self.interrupts(Step::Accept)?;
         // Before it looks at the backlog, as accept4(2) does.
         self.check_descriptor_room()?;
+        // Of an empty backlog they would not be known.
+        if self.listener_mut(key).is_none_or(|listener| listener.pending.is_empty()) {
+            return Err(Errno::EAGAIN);
+        }
+        if self.strikes(Fault::AcceptEnobufs) {
+            return Err(Errno::ENOBUFS);
+        }
+        if self.strikes(Fault::AcceptEnomem) {
+            return Err(Errno::ENOMEM);
+        }
         let server = self.listener_mut(key).and_then(|listener| listener.pending.pop_front());
         let server = server.ok_or(Errno::EAGAIN)?;
-        if self.strikes(Fault::Econnaborted) {
-            self.close_stream(server, false);
-            return Err(Errno::ECONNABORTED);
+        for (fault, errno) in LOST {
+            if self.strikes(fault) {
+                self.close_stream(server, false);
+                return Err(errno);
+            }
         }
         let peer = self.stream(server).map_or(Address::UnixUnnamed, |stream| stream.remote.clone());
         Ok((server, peer))

@@ -112,7 +112,7 @@ impl World {
             return false;
         };
         let watch = object.watches.remove(position);
-        let stale = self.strikes(Fault::Stale);
+        let stale = self.may_strike(Fault::Stale);
         if let Some(epoll) = self.epolls.get_mut(epoll) {
             epoll.members.remove(&key);
             if watch.queued {
@@ -280,10 +280,11 @@ impl World {
         let stale = std::mem::take(&mut instance.stale);
         for token in stale {
             if batch.len() < room && !self.has_token(epoll, token) {
+                self.has_struck(Fault::Stale);
                 batch.push((token, both));
             }
         }
-        if members > 0 && batch.len() < room && self.strikes(Fault::Spurious) {
+        if members > 0 && batch.len() < room && self.may_strike(Fault::Spurious) {
             let chosen = self.rng.usize(0..members);
             if let Some(key) =
                 self.epolls.get(epoll).and_then(|epoll| epoll.members.iter().nth(chosen).copied())
@@ -291,7 +292,9 @@ impl World {
                 && let Some(watch) = self.watch_mut(epoll, key)
                 && !batch.iter().any(|(token, _)| *token == watch.token)
             {
-                batch.push((watch.token, both & watch.flags()));
+                let event = (watch.token, both & watch.flags());
+                self.has_struck(Fault::Spurious);
+                batch.push(event);
             }
         }
     }

@@ -51,8 +51,16 @@ pub struct Faults {
     pub enomem: u32,
     /// `ENOSPC` for an add.
     pub enospc: u32,
+    /// `ENOBUFS` for an accept: the connection goes on waiting, and no edge tells of it.
+    pub accept_enobufs: u32,
+    /// `ENOMEM`, likewise.
+    pub accept_enomem: u32,
     /// `ECONNABORTED` for an accept, which loses the connection it would have given.
     pub econnaborted: u32,
+    /// `EPERM`, likewise: a firewall forbids it.
+    pub eperm: u32,
+    /// `EPROTO`, likewise.
+    pub eproto: u32,
     /// A wait reports a descriptor as readable and writable whether it is or not.
     pub spurious: u32,
     /// A registration that ends leaves an event behind, which a later wait reports.
@@ -63,7 +71,8 @@ pub struct Faults {
     pub shuffled: u32,
     /// A wait returns at once, with nothing. Not twice in a row.
     pub early: u32,
-    /// In a wait, the monotonic clock jumps forward, by up to ten seconds: the machine was suspended.
+    /// In a wait, the monotonic clock jumps forward, by up to ten seconds: the process was stopped. (While the whole machine
+    /// is suspended, it stands still.)
     pub jump: u32,
     /// In a wait, the wall clock is set, by up to an hour either way.
     pub wall_jump: u32,
@@ -90,7 +99,11 @@ impl Faults {
             enfile: 0,
             enomem: 0,
             enospc: 0,
+            accept_enobufs: 0,
+            accept_enomem: 0,
             econnaborted: 0,
+            eperm: 0,
+            eproto: 0,
             spurious: 0,
             stale: 0,
             held: 0,
@@ -151,7 +164,11 @@ impl Faults {
             &mut self.enfile,
             &mut self.enomem,
             &mut self.enospc,
+            &mut self.accept_enobufs,
+            &mut self.accept_enomem,
             &mut self.econnaborted,
+            &mut self.eperm,
+            &mut self.eproto,
             &mut self.jump,
         ] {
             *probability = 0;
@@ -160,7 +177,7 @@ impl Faults {
     }
 
     /// Each probability, with the most that a swarm gives it.
-    fn knobs(&mut self) -> [(&mut u32, u32); 21] {
+    fn knobs(&mut self) -> [(&mut u32, u32); 25] {
         [
             (&mut self.short_recv, 500_000),
             (&mut self.short_send, 500_000),
@@ -175,7 +192,11 @@ impl Faults {
             (&mut self.enfile, 100_000),
             (&mut self.enomem, 20_000),
             (&mut self.enospc, 20_000),
+            (&mut self.accept_enobufs, 20_000),
+            (&mut self.accept_enomem, 20_000),
             (&mut self.econnaborted, 50_000),
+            (&mut self.eperm, 20_000),
+            (&mut self.eproto, 20_000),
             (&mut self.spurious, 300_000),
             (&mut self.stale, 300_000),
             (&mut self.held, 300_000),
@@ -201,7 +222,11 @@ impl Faults {
             Fault::Enfile => self.enfile,
             Fault::Enomem => self.enomem,
             Fault::Enospc => self.enospc,
+            Fault::AcceptEnobufs => self.accept_enobufs,
+            Fault::AcceptEnomem => self.accept_enomem,
             Fault::Econnaborted => self.econnaborted,
+            Fault::Eperm => self.eperm,
+            Fault::Eproto => self.eproto,
             Fault::Spurious => self.spurious,
             Fault::Stale => self.stale,
             Fault::Held => self.held,
@@ -239,7 +264,11 @@ pub(super) enum Fault {
     Enfile,
     Enomem,
     Enospc,
+    AcceptEnobufs,
+    AcceptEnomem,
     Econnaborted,
+    Eperm,
+    Eproto,
     Spurious,
     Stale,
     Held,
@@ -254,7 +283,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// As the fields are called, in the order of the variants.
-    pub(super) const NAMES: [&'static str; 24] = [
+    pub(super) const NAMES: [&'static str; 28] = [
         "short_recv",
         "short_send",
         "eagain_recv",
@@ -268,7 +297,11 @@ impl Fault {
         "enfile",
         "enomem",
         "enospc",
+        "accept_enobufs",
+        "accept_enomem",
         "econnaborted",
+        "eperm",
+        "eproto",
         "spurious",
         "stale",
         "held",
@@ -317,7 +350,7 @@ mod tests {
         let transient = format!("{:?}", Faults::transient(5));
         assert_eq!(format!("{:?}", Faults::transient(5).without_losses()), transient);
         assert!(
-            Faults::swarm(3).without_losses().knobs()[5..14]
+            Faults::swarm(3).without_losses().knobs()[5..18]
                 .iter()
                 .all(|(probability, _)| **probability == 0)
         );

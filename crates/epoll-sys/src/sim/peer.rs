@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Sim;
-use super::stream::{Family, Phase};
+use super::stream::{Family, Phase, Stream};
 use super::table::Key;
 use crate::{Address, Errno};
 
@@ -122,6 +122,30 @@ impl Peer {
     #[must_use]
     pub fn unread(&self) -> usize {
         self.sim.world().stream(self.key).map_or(0, |stream| stream.received.len())
+    }
+
+    /// Bytes that have arrived at the other end and were not read there, an urgent one not counted.
+    #[must_use]
+    pub fn unread_there(&self) -> usize {
+        self.other_end(|stream| stream.received.len().saturating_sub(usize::from(stream.urgent.is_some())))
+    }
+
+    /// Bytes that were read at the other end, ever, urgent ones among them.
+    #[must_use]
+    pub fn read_there(&self) -> u64 {
+        self.other_end(|stream| stream.read)
+    }
+
+    /// Bytes that the other end has sent and that have not arrived.
+    #[must_use]
+    pub fn unsent_there(&self) -> usize {
+        self.other_end(|stream| stream.outgoing.len())
+    }
+
+    /// Nothing if there is no other end any more.
+    fn other_end<N: Default>(&self, count: impl FnOnce(&Stream) -> N) -> N {
+        let world = self.sim.world();
+        world.stream(self.key).and_then(|stream| world.stream(stream.peer?)).map_or_else(N::default, count)
     }
 
     /// Whether it was reset, refused or timed out; it does not take the error away.

@@ -179,13 +179,22 @@ impl World {
 
     /// Whether `fault` happens now; if so it is counted.
     pub(super) fn strikes(&mut self, fault: Fault) -> bool {
-        let probability = self.faults.probability(fault);
-        let strikes = probability > 0 && self.rng.u32(0..1_000_000) < probability;
+        let strikes = self.may_strike(fault);
         if strikes {
-            self.record.count_fault(fault);
-            self.note(Subject::Fault, fault.name(), Outcome::Done);
+            self.has_struck(fault);
         }
         strikes
+    }
+
+    /// Whether chance is for `fault`, for one of which it is known only later whether it happens.
+    pub(super) fn may_strike(&mut self, fault: Fault) -> bool {
+        let probability = self.faults.probability(fault);
+        probability > 0 && self.rng.u32(0..1_000_000) < probability
+    }
+
+    pub(super) fn has_struck(&mut self, fault: Fault) {
+        self.record.count_fault(fault);
+        self.note(Subject::Fault, fault.name(), Outcome::Done);
     }
 
     /// Whether `step` is interrupted; never twice in a row, so that trying again gets somewhere.

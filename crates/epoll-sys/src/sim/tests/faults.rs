@@ -211,15 +211,41 @@ fn registering_fails_for_want_of_memory() {
 }
 
 #[test]
-fn an_aborted_connection_is_lost() {
-    let sim = Sim::new(1, Faults { econnaborted: ALWAYS, ..Faults::none() });
-    let kernel = sim.kernel();
-    let listener = listen(&kernel);
-    let client = sim.connect(&here()).unwrap();
-    assert_eq!(kernel.accept(&listener).unwrap_err(), Errno::ECONNABORTED);
-    assert_eq!(kernel.accept(&listener).unwrap_err(), Errno::EAGAIN);
-    sim.advance(SOON);
-    assert_eq!(client.recv(1), Received::Failed(Errno::ECONNRESET));
+fn a_connection_that_accept_cannot_give_is_lost() {
+    for (faults, errno) in [
+        (Faults { econnaborted: ALWAYS, ..Faults::none() }, Errno::ECONNABORTED),
+        (Faults { eperm: ALWAYS, ..Faults::none() }, Errno::EPERM),
+        (Faults { eproto: ALWAYS, ..Faults::none() }, Errno::EPROTO),
+    ] {
+        let sim = Sim::new(1, faults);
+        let kernel = sim.kernel();
+        let listener = listen(&kernel);
+        let client = sim.connect(&here()).unwrap();
+        assert_eq!(kernel.accept(&listener).unwrap_err(), errno);
+        assert_eq!(kernel.accept(&listener).unwrap_err(), Errno::EAGAIN);
+        sim.advance(SOON);
+        assert_eq!(client.recv(1), Received::Failed(Errno::ECONNRESET));
+    }
+}
+
+#[test]
+fn without_memory_a_connection_waits_and_no_edge_tells_of_it() {
+    for (faults, errno) in [
+        (Faults { accept_enobufs: ALWAYS, ..Faults::none() }, Errno::ENOBUFS),
+        (Faults { accept_enomem: ALWAYS, ..Faults::none() }, Errno::ENOMEM),
+    ] {
+        let sim = Sim::new(1, faults);
+        let kernel = sim.kernel();
+        let listener = listen(&kernel);
+        kernel.add(&listener, Interest::Readable, 1).unwrap();
+        let _client = sim.connect(&here()).unwrap();
+        assert!(next(&kernel).1.is_readable());
+        assert_eq!(kernel.accept(&listener).unwrap_err(), errno);
+        assert_eq!(wait_for(&kernel, SOON), []);
+        sim.set_faults(Faults::none());
+        kernel.accept(&listener).unwrap();
+        assert_eq!(kernel.accept(&listener).unwrap_err(), Errno::EAGAIN);
+    }
 }
 
 #[test]
@@ -230,12 +256,19 @@ fn a_spurious_event_is_only_a_hint() {
     assert!(!events[0].1.must_read_to_end());
     assert_eq!(kernel.recv(&server, &mut [0; 4]), Err(Errno::EAGAIN));
     assert_eq!(injected(&sim, "spurious"), 1);
+    kernel.delete(&server).unwrap();
+    assert_eq!(
+        (wait(&kernel), injected(&sim, "spurious")),
+        (vec![], 1),
+        "where there is none, none is counted"
+    );
 }
 
 #[test]
 fn a_stale_event_comes_once() {
     let (sim, kernel, server, _peer) = pair(1, Faults { stale: ALWAYS, ..Faults::none() });
     kernel.delete(&server).unwrap();
+    assert_eq!(injected(&sim, "stale"), 0, "not yet");
     assert_eq!(wait(&kernel)[0].0, SERVER);
     assert_eq!(wait(&kernel), []);
     assert_eq!(injected(&sim, "stale"), 1);

@@ -12,14 +12,16 @@ const SOON: Duration = Duration::from_millis(1);
 fn what_is_sent_is_on_its_way_until_it_arrives() {
     let (sim, kernel, server, peer) = pair(1, Faults::none());
     assert_eq!(peer.send(b"hello"), 5);
-    assert_eq!(peer.unsent(), 5);
+    assert_eq!((peer.unsent(), peer.unread_there()), (5, 0));
     assert_eq!(kernel.recv(&server, &mut [0; 8]), Err(Errno::EAGAIN));
     sim.advance(SOON);
-    assert_eq!(peer.unsent(), 0);
+    assert_eq!((peer.unsent(), peer.unread_there()), (0, 5));
     assert_eq!(kernel.recv(&server, &mut [0; 8]), Ok(5));
     kernel.send(&server, b"to you").unwrap();
     assert_eq!(peer.recv(4), Received::Nothing);
+    assert_eq!((peer.unread_there(), peer.read_there(), peer.unsent_there()), (0, 5, 6));
     sim.advance(SOON);
+    assert_eq!(peer.unsent_there(), 0);
     assert_eq!((peer.unread(), peer.recv(4)), (6, Received::Bytes(b"to y".to_vec())));
     assert_eq!(peer.recv_all(), b"ou");
     assert_eq!(peer.recv(4), Received::Nothing);
