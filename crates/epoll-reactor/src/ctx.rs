@@ -392,6 +392,14 @@ impl Ctx {
             {
                 return Err(format!("{id}: its marks and the loop's lists disagree"));
             }
+            let tail = connection.input.as_ref().map_or(0, |tail| tail.len());
+            // Held up, it may be complete messages that wait their turn.
+            if tail >= self.limits.input && connection.may_deliver() && !connection.again {
+                return Err(format!(
+                    "{id}: {tail} bytes left unconsumed, with a limit of {}",
+                    self.limits.input
+                ));
+            }
             if connection.budget_spent && !connection.in_ready {
                 return Err(format!("{id}: its output waits for a turn that never comes"));
             }
