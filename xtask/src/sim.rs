@@ -1,7 +1,9 @@
 //! Simulation: whole servers on a simulated kernel, with every fault it knows, from a seed. A run that breaks a
 //! rule is a seed, and the seed brings it back.
 
+mod accepting;
 mod actor;
+mod alarm;
 mod answers;
 mod book;
 mod broadcast;
@@ -16,6 +18,7 @@ mod lives;
 mod oracle;
 mod overdue;
 mod pace;
+mod pipe;
 mod plan;
 mod published;
 mod random;

@@ -24,6 +24,10 @@ pub(crate) struct Book {
     pub(crate) half_closed: bool,
     pub(crate) panicked: bool,
     pub(crate) paused: bool,
+    /// What the handler says it holds for it, and since when.
+    pub(crate) accounted: (usize, Option<Timestamp>),
+    /// Since when it is being connected.
+    pub(crate) connecting: Option<Timestamp>,
     pub(crate) timer: Option<Timestamp>,
     pub(crate) deadline: Option<Timestamp>,
     /// A send has said `Queued`, and no `on_drain` has come since.
@@ -42,9 +46,10 @@ impl Book {
         self.drain_owed |= queued;
     }
 
-    /// The number of the `on_drain` that is owed, if one is.
-    pub(crate) fn owed_drain(&self) -> Option<u64> {
-        (self.drain_owed && !self.half_closed).then_some(self.drains)
+    /// What it may expect of the loop.
+    pub(crate) fn owed(&self) -> Promised {
+        let drain = (self.drain_owed && !self.half_closed).then_some(self.drains);
+        self.connecting.map_or(Promised::Open(self.timer, self.deadline, drain), Promised::Connected)
     }
 
     /// Whether the peer gets everything that was accepted, should it read to a clean end.
@@ -53,6 +58,14 @@ impl Book {
             && !self.cut
             && !self.panicked
     }
+}
+
+/// What a connection may expect of the loop.
+pub(crate) enum Promised {
+    /// To be open or closed in time, from this time on.
+    Connected(Timestamp),
+    /// A timer, an end by its deadline, and an `on_drain`, by how many there have been.
+    Open(Option<Timestamp>, Option<Timestamp>, Option<u64>),
 }
 
 /// What a connection has been sent by its peer.

@@ -15,6 +15,8 @@ use super::session::{End, Session, Talk};
 pub(crate) struct Broadcasts {
     config: BroadcastConfig,
     plan: Plan,
+    /// Everybody says more than a slow reader's buffers hold.
+    busy: bool,
 }
 
 /// One thing that a client was sent.
@@ -105,9 +107,14 @@ impl Scenario for Broadcasts {
     fn new(plan: &Plan, _: &Sim, rng: &mut Rng) -> Self {
         let line_limit = magnitude(rng, 24, 4_096);
         let slow_receivers = if rng.bool() { SlowReceivers::Disconnect } else { SlowReceivers::Drop };
-        let receiver_limit = 4 * (line_limit + 64) * magnitude(rng, 1, 64);
+        let busy = !plan.gentle && rng.bool();
+        let receiver_limit = 4 * (line_limit + 64) * magnitude(rng, 1, if busy { 4 } else { 64 });
         let receiver_limit = if plan.gentle { 1 << 28 } else { receiver_limit };
-        Self { config: BroadcastConfig { line_limit, receiver_limit, slow_receivers }, plan: plan.clone() }
+        Self {
+            config: BroadcastConfig { line_limit, receiver_limit, slow_receivers },
+            plan: plan.clone(),
+            busy,
+        }
     }
 
     fn limits(&self, drawn: Limits, _: &mut Rng) -> Limits {
@@ -120,7 +127,8 @@ impl Scenario for Broadcasts {
     }
 
     fn talk(&mut self, session: usize, rng: &mut Rng) -> Member {
-        let bytes = (self.plan.bytes(rng) / self.plan.clients.max(1)).clamp(1, 16 * 1024);
+        let all = self.plan.bytes(rng);
+        let bytes = if self.busy { all } else { all / self.plan.clients.max(1) }.clamp(1, 16 * 1024);
         let rude = !self.plan.gentle && rng.u8(0..10) == 0;
         Member::new(session, self.config.line_limit, bytes, rng.u32(0..100), rude)
     }
@@ -131,6 +139,19 @@ impl Scenario for Broadcasts {
 
     fn sent_to(handler: &Published, id: ConnId) -> u64 {
         handler.members.get(&id).map_or(0, |member| member.entitled.len() as u64)
+    }
+
+    /// Lines, or how many it has missed.
+    fn owes(handler: &Published, id: ConnId, client: &Member) -> bool {
+        let told: u64 = client
+            .heard
+            .iter()
+            .map(|heard| match heard {
+                Heard::Line(_) => 1,
+                Heard::Skipped(count) => *count,
+            })
+            .sum();
+        told < Self::sent_to(handler, id)
     }
 
     fn between(&mut self, reactor: &mut Loop<Published>, _: &mut [Session<Member>]) -> Result<(), Failure> {
@@ -149,7 +170,8 @@ impl Scenario for Broadcasts {
                     stats.bytes_unsent == 0 && matches!(reason, CloseReason::PeerClosed | CloseReason::Local)
                 });
             demand!(well || !all.gentle, "lost client", "session {number}: {:?}", life.closed);
-            let ended = Ended { well, may_skip: self.config.slow_receivers == SlowReceivers::Drop };
+            let may_skip = self.config.slow_receivers == SlowReceivers::Drop && !all.gentle;
+            let ended = Ended { well, may_skip };
             compare(&session.talk, &member.entitled, ended)
                 .map_err(|error| Failure::new(error.rule, format!("session {number}: {}", error.what)))?;
         }

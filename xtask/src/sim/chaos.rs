@@ -5,11 +5,15 @@ use std::panic::resume_unwind;
 use std::time::Duration;
 
 use bytes::Bytes;
-use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, Handler, SendOutcome, Timestamp};
+use epoll_reactor::{
+    Address, CloseReason, CloseStats, ConnId, Ctx, Handler, Readiness, SendOutcome, Source, SourceId,
+    Timestamp,
+};
 use fastrand::Rng;
 
 use super::book::{Book, Heard};
 use super::library::Library;
+use super::pipe::PipeReader;
 use super::plan::{a_while, magnitude};
 use super::voice;
 use super::watched::Planned;
@@ -28,6 +32,8 @@ pub(crate) struct Chaos {
     open: Vec<ConnId>,
     gone: Vec<ConnId>,
     pub(crate) books: BTreeMap<ConnId, Book>,
+    /// The pipe that it watches.
+    pub(crate) pipe: PipeReader,
     pub(crate) violations: Vec<String>,
 }
 
@@ -45,7 +51,14 @@ impl Chaos {
             open: Vec::new(),
             gone: Vec::new(),
             books: BTreeMap::new(),
+            pipe: PipeReader::default(),
         }
+    }
+
+    /// What is to happen by the clock, to connections that may be closed by now.
+    pub(crate) fn dues(&self) -> impl Iterator<Item = (ConnId, Timestamp)> {
+        let open = self.open().filter(|(_, book)| book.connecting.is_none());
+        open.flat_map(|(id, book)| [book.timer, book.deadline].into_iter().flatten().map(move |at| (id, at)))
     }
 
     pub(crate) fn is_paused(&self, id: ConnId) -> bool {
@@ -124,10 +137,7 @@ impl Chaos {
                 }
                 ctx.clear_read_deadline(id);
             }
-            83..87 => {
-                let most = if rough && self.rng.u8(0..20) == 0 { ctx.limits().memory } else { 4_096 };
-                ctx.account(id, self.rng.usize(0..=most));
-            }
+            83..87 => self.account(ctx, id),
             87..90 => self.connect(ctx),
             90 if rough && self.rng.u8(0..20) == 0 => {
                 let grace = a_while(&mut self.rng, Duration::from_micros(1), Duration::from_secs(10));
@@ -182,6 +192,29 @@ impl Chaos {
         if outcome.is_accepted() {
             self.book(id).note_sent(count, matches!(outcome, SendOutcome::Queued));
         }
+    }
+
+    fn account(&mut self, ctx: &mut Ctx, id: ConnId) {
+        let most = if !self.gentle && self.rng.u8(0..10) == 0 { ctx.limits().memory } else { 4_096 };
+        let bytes = self.rng.usize(0..=most);
+        if ctx.peer_address(id).is_some() {
+            self.book(id).accounted = (bytes, Some(ctx.now()));
+        }
+        ctx.account(id, bytes);
+    }
+
+    /// One that surely holds more than `id` and is not taken apart before it, though both hold it for longer than
+    /// this turn: at the limit of memory those go first that hold most.
+    fn spared(&self, ctx: &Ctx, id: ConnId) -> Option<ConnId> {
+        let limits = ctx.limits();
+        let held = |id: &ConnId| self.books.get(id).map_or((0, None), |book| book.accounted);
+        // Beside what is accounted for: a queue, what of it is written and not freed, and a tail with its room.
+        let most = held(&id).0 + 2 * (limits.output + limits.input) + 4_096;
+        let larger = |other: &ConnId| {
+            let (bytes, since) = held(other);
+            *other != id && bytes > most && since.is_some_and(|since| since < ctx.now())
+        };
+        self.open.iter().copied().find(larger)
     }
 
     /// The same as a part of a file; false if it is in none.
@@ -270,6 +303,7 @@ impl Chaos {
         }
         if let Some(id) = connected {
             self.open.push(id);
+            self.book(id).connecting = Some(ctx.now());
             self.send(ctx, None, id);
         }
     }
@@ -291,7 +325,7 @@ impl Handler for Chaos {
     type Message = u64;
 
     fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut Heard) {
-        self.book(id);
+        self.book(id).connecting = None;
         if !self.open.contains(&id) {
             self.open.push(id);
         }
@@ -361,6 +395,13 @@ impl Handler for Chaos {
         self.open.retain(|open| *open != id);
         self.gone.push(id);
         let now = ctx.now();
+        if reason == CloseReason::MemoryLimit
+            && let Some(larger) = self.spared(ctx, id)
+        {
+            self.violations.push(format!(
+                "on_close for {id}: {reason:?}, and {larger}, which holds more, is still there"
+            ));
+        }
         let book = self.book(id);
         book.reason = Some(reason);
         let (asked, late) = (book.flushed || book.cut, book.deadline.is_some_and(|at| at <= now));
@@ -368,7 +409,8 @@ impl Handler for Chaos {
         let right = match reason {
             CloseReason::Local => asked,
             CloseReason::PeerClosed => book.eof && asked,
-            CloseReason::ReadTimeout => late,
+            // What it has been sent is still delivered.
+            CloseReason::ReadTimeout => late && (stats.bytes_unsent == 0 || book.cut),
             CloseReason::FileCutShort => book.cheated,
             _ => true,
         };
@@ -385,6 +427,13 @@ impl Handler for Chaos {
     }
 
     fn on_tick(&mut self, ctx: &mut Ctx) {
+        self.act(ctx, None);
+    }
+
+    fn on_ready(&mut self, ctx: &mut Ctx, _: SourceId, source: &Source<'_>, _: Readiness) {
+        if let Err(error) = self.pipe.read(source, &mut self.rng) {
+            self.violations.push(format!("from the pipe: {error}"));
+        }
         self.act(ctx, None);
     }
 }

@@ -1,8 +1,8 @@
 //! What has become of each connection that a handler was told of, kept and checked as it happens.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, Timestamp};
+use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, ListenerId, Timestamp};
 
 use super::failure::milliseconds;
 
@@ -35,7 +35,38 @@ pub(crate) struct Life {
     pub(crate) first: Vec<u8>,
     pub(crate) eof: bool,
     pub(crate) panicked: bool,
+    pub(crate) told_of_drain: bool,
     pub(crate) closed: Option<(CloseReason, CloseStats)>,
+    /// When something was last read.
+    read_at: Timestamp,
+    /// When the kernel last took some of its output, as far as that shows between turns, and when it last had either
+    /// taken some or left none.
+    written_at: Timestamp,
+    moved_at: Timestamp,
+    queued: usize,
+    /// Bytes received in the turn of that number.
+    in_turn: (u64, usize),
+}
+
+impl Life {
+    const fn new(id: ConnId, address: Option<Address>, opened: bool, now: Timestamp) -> Self {
+        Self {
+            id,
+            address,
+            opened,
+            received: 0,
+            first: Vec::new(),
+            eof: false,
+            panicked: false,
+            told_of_drain: false,
+            closed: None,
+            read_at: now,
+            written_at: now,
+            moved_at: now,
+            queued: 0,
+            in_turn: (0, 0),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -49,6 +80,11 @@ pub(crate) struct Lives {
     pub(crate) opened: u64,
     pub(crate) closed: u64,
     pub(crate) panics: u64,
+    /// When `on_tick` last came.
+    pub(crate) ticked: Option<Timestamp>,
+    turn: u64,
+    /// How many each listener has opened in this turn.
+    opened_in_turn: HashMap<ListenerId, usize>,
     /// Signals told of.
     pub(crate) signals: u64,
     inside: bool,
@@ -62,7 +98,7 @@ impl Lives {
     /// How many of the last callbacks are kept.
     const RECENT: usize = 1000;
 
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             lives: BTreeMap::new(),
             violations: Vec::new(),
@@ -71,6 +107,9 @@ impl Lives {
             opened: 0,
             closed: 0,
             panics: 0,
+            ticked: None,
+            turn: 0,
+            opened_in_turn: HashMap::new(),
             signals: 0,
             inside: false,
             recent: VecDeque::new(),
@@ -103,8 +142,24 @@ impl Lives {
     }
 
     /// A turn begins.
-    pub(crate) const fn set_now(&mut self, now: Timestamp) {
+    pub(crate) fn begin_turn(&mut self, now: Timestamp) {
         self.now = now;
+        self.turn += 1;
+        self.opened_in_turn.clear();
+    }
+
+    /// A turn has ended, whose events came in at `now`; `queued` is what waits for each connection that is open.
+    pub(crate) fn end_turn(&mut self, now: Timestamp, queued: &[(ConnId, usize)]) {
+        for (id, queued) in queued {
+            let Some(life) = self.lives.get_mut(id) else { continue };
+            if *queued < life.queued {
+                life.written_at = now;
+            }
+            if *queued < life.queued || *queued == 0 {
+                life.moved_at = now;
+            }
+            life.queued = *queued;
+        }
     }
 
     /// When the last turn began.
@@ -142,26 +197,36 @@ impl Lives {
     pub(crate) fn opened(&mut self, ctx: &Ctx, id: ConnId) {
         self.opened += 1;
         let address = ctx.peer_address(id).filter(|address| address.as_tcp().is_some()).cloned();
-        let life = Life {
-            id,
-            address: address.filter(|_| ctx.listener(id).is_some()),
-            opened: true,
-            received: 0,
-            first: Vec::new(),
-            eof: false,
-            panicked: false,
-            closed: None,
-        };
+        let life = Life::new(id, address.filter(|_| ctx.listener(id).is_some()), true, ctx.now());
         if self.lives.insert(id, life).is_some() {
             self.violation(format!("on_open for {id}, which there has been before"));
         }
+        // When a drain begins, all who wait are accepted.
+        if let Some(listener) = ctx.listener(id).filter(|_| !ctx.is_draining()) {
+            let count = self.opened_in_turn.entry(listener).or_default();
+            *count += 1;
+            if *count > ctx.limits().accept_budget {
+                self.violation(format!("on_open for {id}: more in one turn than the accept budget"));
+            }
+        }
     }
 
-    pub(crate) fn received(&mut self, id: ConnId, new: &[u8]) {
-        if let Some(life) = self.lives.get_mut(&id) {
-            life.received += new.len() as u64;
-            let room = Self::FIRST - life.first.len();
-            life.first.extend_from_slice(new.get(..room).unwrap_or(new));
+    pub(crate) fn received(&mut self, ctx: &Ctx, id: ConnId, new: &[u8]) {
+        let Some(life) = self.lives.get_mut(&id) else { return };
+        life.received += new.len() as u64;
+        let room = Self::FIRST - life.first.len();
+        life.first.extend_from_slice(new.get(..room).unwrap_or(new));
+        if life.in_turn.0 != self.turn {
+            life.in_turn = (self.turn, 0);
+        }
+        life.in_turn.1 += new.len();
+        if !new.is_empty() {
+            life.read_at = ctx.now();
+        }
+        // The last read of a turn begins within the budget.
+        let read = life.in_turn.1;
+        if read >= ctx.limits().read_budget.saturating_add(ctx.limits().read_buffer) {
+            self.violation(format!("on_data for {id}: {read} bytes in one turn, beyond the read budget"));
         }
     }
 
@@ -169,6 +234,11 @@ impl Lives {
         if let Some(life) = self.lives.get_mut(&id) {
             life.eof = true;
         }
+    }
+
+    /// Says whether it had been told before.
+    pub(crate) fn told_of_drain(&mut self, id: ConnId) -> bool {
+        self.lives.get_mut(&id).is_some_and(|life| std::mem::replace(&mut life.told_of_drain, true))
     }
 
     pub(crate) fn closed(
@@ -180,16 +250,7 @@ impl Lives {
         stats: &CloseStats,
     ) {
         self.closed += 1;
-        let unopened = Life {
-            id,
-            address: None,
-            opened: false,
-            received: 0,
-            first: Vec::new(),
-            eof: false,
-            panicked: false,
-            closed: None,
-        };
+        let unopened = Life::new(id, None, false, ctx.now());
         let life = self.lives.entry(id).or_insert(unopened);
         let again = life.closed.replace((reason, *stats)).is_some();
         let implausible = implausible(ctx, life, unconsumed, reason, stats);
@@ -211,18 +272,21 @@ fn implausible(
     stats: &CloseStats,
 ) -> Option<&'static str> {
     let limits = ctx.limits();
+    let quiet = |since: Timestamp, timeout| ctx.now() - since >= timeout;
     let doubt = |cannot_be: bool, why| cannot_be.then_some(why);
     let by_reason = match reason {
         CloseReason::PeerClosed => doubt(!life.eof, "there was no on_eof"),
         CloseReason::HandlerPanicked => doubt(!life.panicked, "no callback for it panicked"),
         CloseReason::ConnectFailed(_) => doubt(life.opened, "it was opened"),
         CloseReason::IdleTimeout => doubt(
-            limits.idle_timeout.is_none_or(|timeout| stats.open_for < timeout),
-            "there is no such limit, or it was not open for so long",
+            !limits.idle_timeout.is_some_and(|timeout| quiet(life.read_at.max(life.written_at), timeout)),
+            "there is no such limit, or something was read or written within that time",
         ),
         CloseReason::WriteStalled => doubt(
-            stats.bytes_unsent == 0 || stats.open_for < limits.write_stall_timeout,
-            "nothing was waiting, or it was not open for so long",
+            stats.bytes_unsent == 0
+                || stats.open_for < limits.write_stall_timeout
+                || (life.opened && !quiet(life.moved_at, limits.write_stall_timeout)),
+            "nothing was waiting, or it has not waited for so long",
         ),
         CloseReason::InputLimit => doubt(unconsumed < limits.input, "the unconsumed rest was shorter"),
         CloseReason::Shutdown => doubt(!ctx.is_draining(), "the loop is not draining"),

@@ -17,6 +17,8 @@ const SLACK: Duration = Duration::from_secs(4);
 /// The same where the clock may jump, by ten seconds in one wait.
 const JUMPING: Duration = Duration::from_secs(15);
 const TURNS: u32 = 20;
+/// Who has missed something because all hold too much memory is told when that is over: tried again each 100 ms.
+const TOLD: Duration = Duration::from_millis(500);
 /// Turns in which no message is handed over although some wait.
 const MESSAGE_TURNS: u32 = 3;
 /// Turns in which a signal is not told of, once an event that was held back must have been released.
@@ -29,6 +31,12 @@ enum Rule {
     Idle,
     Lingering,
     NotAccepted,
+    /// The handler has ended its side, and the client does not see it.
+    NotEnded,
+    /// The client is to get something, and nothing is on its way to it.
+    NotTold,
+    /// The handler lets no client be for so long that says and takes nothing.
+    Silent,
 }
 
 /// Something that has not changed, and for how many turns it has been too late.
@@ -73,7 +81,7 @@ impl Overdue {
     /// After a turn; `accepted` is how many messages had been accepted before it.
     pub(crate) fn check<S: Scenario>(
         &mut self,
-        plan: &Plan,
+        scenario: &S,
         reactor: &mut Loop<S::Handler>,
         sessions: &[Session<S::Talk>],
         ids: &BTreeMap<usize, ConnId>,
@@ -86,9 +94,9 @@ impl Overdue {
         let limits = reactor.ctx().limits().clone();
         for (number, session) in sessions.iter().enumerate() {
             let Some(&id) = ids.get(&number) else {
-                // One that has found no descriptors waits until there are some.
+                // One for whom there is no descriptor is turned away.
                 let waits = !session.is_over() && !session.is_ended() && !reactor.ctx().is_draining();
-                let waits = waits && session.address.as_tcp().is_some() && plan.faults.max_open == usize::MAX;
+                let waits = waits && session.address.as_tcp().is_some();
                 self.stands(
                     number,
                     Rule::NotAccepted,
@@ -98,13 +106,23 @@ impl Overdue {
                 )?;
                 continue;
             };
-            let sent = S::sent_to(&reactor.handler().inner, id);
+            let handler = &reactor.handler().inner;
+            let (sent, owes) = (S::sent_to(handler, id), S::owes(handler, id, &session.talk));
+            let ended = S::has_ended_its_side(handler, id);
             let received = reactor.handler().lives.life(id).map_or(0, |life| life.received);
             let ctx = reactor.ctx();
             let (open, there) = (ctx.is_open(id), ctx.peer_address(id).is_some());
             let (queued, arrived) = (ctx.queued(id) as u64, session.heard_or_unread());
             let stalled = (there && queued > 0).then_some((queued, arrived, sent));
             let idle = open.then_some((received, arrived, sent));
+            // All that has been sent to the client has arrived, and all of it has been read.
+            let arrived_whole = queued == 0 && session.peer.as_ref().is_some_and(|it| it.unsent_there() == 0);
+            let heard_whole = arrived_whole && session.heard_or_unread() == session.heard;
+            let live = open && !session.is_ended();
+            let not_ended = (live && ended && arrived_whole).then_some((0, 0, 0));
+            let not_told = (live && owes && heard_whole).then_some((session.heard, 0, 0));
+            let silence = scenario.longest_silence(received);
+            let silent = (open && queued == 0 && silence.is_some()).then_some((received, arrived, 0));
             let lingering = (there && !open && queued == 0).then_some((0, 0, 0));
             self.stands(number, Rule::Stalled, stalled, limits.write_stall_timeout, reactor)?;
             let idle_timeout = limits.idle_timeout.unwrap_or(Duration::MAX);
@@ -116,6 +134,9 @@ impl Overdue {
                 reactor,
             )?;
             self.stands(number, Rule::Lingering, lingering, limits.linger_timeout, reactor)?;
+            self.stands(number, Rule::NotEnded, not_ended, Duration::ZERO, reactor)?;
+            self.stands(number, Rule::NotTold, not_told, TOLD, reactor)?;
+            self.stands(number, Rule::Silent, silent, silence.unwrap_or(Duration::MAX), reactor)?;
         }
         Ok(())
     }
@@ -168,7 +189,9 @@ impl Overdue {
             *still = Still { what, since: now, turns: 0 };
         }
         let time = began - still.since;
-        still.turns += u32::from(time > at_most.saturating_add(self.slack));
+        // Nothing is on its way then.
+        let slack = if rule == Rule::NotTold { Duration::ZERO } else { self.slack };
+        still.turns += u32::from(time > at_most.saturating_add(slack));
         demand!(
             still.turns <= TURNS,
             "overdue",

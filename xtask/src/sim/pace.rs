@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use epoll_reactor::sim::Sim;
-use epoll_reactor::{ConnId, Counters, Timestamp};
+use epoll_reactor::sim::{Peer, Sim};
+use epoll_reactor::{ConnId, Timestamp};
 
+use super::accepting::{Accepting, OF_DESCRIPTORS, sum};
 use super::failure::{Failure, demand};
+use super::lives::Life;
+use super::plan::Plan;
 use super::scenario::{Loop, Scenario};
 use super::session::Session;
 
@@ -21,17 +24,25 @@ const STARVED_TURNS: u32 = 12;
 /// An event is held back for 5 ms at most, and its wait rounded up to 1.
 const HELD: Duration = Duration::from_millis(20);
 
-#[derive(Debug, PartialEq, Eq)]
+/// Turns of a drain after which each connection has been told of it, whatever else it has to do.
+const UNTOLD_TURNS: u32 = 100;
+
+/// What a turn may have got done, and what may have kept it from that.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Seen {
-    counters: Counters,
     callbacks: u64,
+    /// It does not decide itself how often the kernel wakes it.
+    events: u64,
+    bytes: u64,
+    clients: u64,
+    messages: u64,
     faults: u64,
 }
 
 /// Since when a session's bytes have waited, unread, and for how many turns longer than they may.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
-    received: u64,
+    taken: u64,
     since: Timestamp,
     turns: u32,
 }
@@ -43,23 +54,30 @@ pub(crate) struct Pace {
     at: Timestamp,
     idle: u32,
     lingering: u32,
+    accepting: Accepting,
     waiting: BTreeMap<usize, Waiting>,
-    /// When the drain must be over, and turns that came too late for it.
+    /// What of a session's bytes was read before it lingered, at least.
+    lingers_from: BTreeMap<usize, u64>,
+    /// When the drain must be over, turns that came too late for it, and turns of it.
     deadline: Option<Timestamp>,
     overdue: u32,
+    drained: u32,
 }
 
 impl Pace {
-    pub(crate) fn new(sim: &Sim) -> Self {
+    pub(crate) fn new(plan: &Plan, sim: &Sim) -> Self {
         Self {
             seen: None,
             calls: 0,
             at: sim.now(),
             idle: 0,
             lingering: 0,
+            accepting: Accepting::new(plan, sim),
             waiting: BTreeMap::new(),
+            lingers_from: BTreeMap::new(),
             deadline: None,
             overdue: 0,
+            drained: 0,
         }
     }
 
@@ -81,7 +99,9 @@ impl Pace {
         let (open, most) = (ctx.connections(), limits.connections);
         demand!(open <= most, "limit", "{open} connections, of {most}");
         self.check_deadline(reactor)?;
+        self.check_told(reactor)?;
         self.check_progress(sim, reactor)?;
+        self.accepting.check(sim, reactor)?;
         self.check_starvation::<S>(sim, reactor, sessions, ids)
     }
 
@@ -105,16 +125,44 @@ impl Pace {
         Ok(())
     }
 
+    /// When the drain must be over, at the latest.
+    pub(crate) const fn deadline(&self) -> Option<Timestamp> {
+        self.deadline
+    }
+
+    fn check_told<H: epoll_reactor::Handler>(&mut self, reactor: &mut Loop<H>) -> Result<(), Failure> {
+        if !reactor.ctx().is_draining() {
+            return Ok(());
+        }
+        self.drained += 1;
+        let untold = |life: &&Life| life.closed.is_none() && !life.told_of_drain;
+        let untold: Vec<ConnId> = reactor.handler().lives.iter().filter(untold).map(|life| life.id).collect();
+        let open = untold.into_iter().find(|id| reactor.ctx().is_open(*id));
+        demand!(
+            self.drained <= UNTOLD_TURNS || open.is_none(),
+            "drain",
+            "{open:?} has not been told of it in {} turns",
+            self.drained
+        );
+        Ok(())
+    }
+
     fn check_progress<H: epoll_reactor::Handler>(
         &mut self,
         sim: &Sim,
         reactor: &mut Loop<H>,
     ) -> Result<(), Failure> {
         let callbacks = reactor.handler().lives.calls;
-        let mut counters = reactor.ctx().counters().clone();
-        // A turn that comes to nothing takes time all the same.
-        (counters.turns, counters.busy, counters.longest_turn) = (0, Duration::ZERO, Duration::ZERO);
-        let seen = Seen { counters, callbacks, faults: sim.injected().total() };
+        let counters = reactor.ctx().counters();
+        let faults = sim.injected();
+        let seen = Seen {
+            callbacks,
+            events: counters.events,
+            bytes: counters.bytes_received + counters.bytes_sent,
+            clients: counters.accepted + counters.shed + counters.closed,
+            messages: counters.messages,
+            faults: faults.total() - sum(&faults, &OF_DESCRIPTORS),
+        };
         let calls = sim.calls().total();
         let now = sim.now();
         let moved = now - self.at >= Duration::from_millis(1) || self.seen.as_ref() != Some(&seen);
@@ -144,29 +192,39 @@ impl Pace {
         ids: &BTreeMap<usize, ConnId>,
     ) -> Result<(), Failure> {
         let (began, now) = (reactor.handler().lives.now(), sim.now());
+        let most = reactor.ctx().limits().linger_bytes as u64;
         for (&number, &id) in ids {
             let Some(session) = sessions.get(number) else { continue };
-            let received = reactor.handler().lives.life(id).map_or(0, |life| life.received);
-            let open = reactor.ctx().is_open(id);
-            // Where urgent bytes are left out nobody can say how many have been read.
-            let unread = session.arrived() > received && session.shouted == 0 && !session.is_over();
-            let excused = reactor.ctx().queued(id) > 0 || S::may_wait(&reactor.handler().inner, id);
-            if !open || !unread || excused {
+            let may_wait = S::may_wait(&reactor.handler().inner, id);
+            let ctx = reactor.ctx();
+            let (open, queued) = (ctx.is_open(id), ctx.queued(id));
+            let lingering = !open && queued == 0 && ctx.peer_address(id).is_some();
+            let unread = session.peer.as_ref().map_or(0, Peer::unread_there) as u64;
+            let taken = session.peer.as_ref().map_or(0, Peer::read_there);
+            if lingering && !session.is_over() {
+                let before = *self.lingers_from.entry(number).or_insert(taken);
+                demand!(
+                    taken.saturating_sub(before) <= most.saturating_add(session.shouted),
+                    "limit",
+                    "session {number} ({id}) lingers, and more than {} bytes were discarded, of {most}",
+                    taken.saturating_sub(before)
+                );
+            }
+            let waits = (open && queued == 0 && !may_wait) || lingering;
+            if unread == 0 || !waits {
                 self.waiting.remove(&number);
                 continue;
             }
-            let waiting = self.waiting.entry(number).or_insert(Waiting { received, since: now, turns: 0 });
-            if waiting.received != received {
-                *waiting = Waiting { received, since: now, turns: 0 };
+            let waiting = self.waiting.entry(number).or_insert(Waiting { taken, since: now, turns: 0 });
+            if waiting.taken != taken {
+                *waiting = Waiting { taken, since: now, turns: 0 };
             }
             let time = began - waiting.since;
             waiting.turns += u32::from(time > HELD);
             demand!(
                 waiting.turns <= STARVED_TURNS,
                 "starvation",
-                "session {number} ({id}) has waited for {time:?}, with {} of {} bytes read",
-                received,
-                session.arrived()
+                "session {number} ({id}) has waited for {time:?}, with {unread} bytes that nobody reads"
             );
         }
         Ok(())

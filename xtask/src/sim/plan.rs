@@ -57,7 +57,7 @@ pub(crate) struct Plan {
 
 type Knob = fn(&mut Faults);
 
-const KNOBS: [(&str, Knob); 26] = [
+const KNOBS: [(&str, Knob); 30] = [
     ("short_recv", |faults| faults.short_recv = 0),
     ("short_send", |faults| faults.short_send = 0),
     ("eagain_recv", |faults| faults.eagain_recv = 0),
@@ -71,7 +71,11 @@ const KNOBS: [(&str, Knob); 26] = [
     ("enfile", |faults| faults.enfile = 0),
     ("enomem", |faults| faults.enomem = 0),
     ("enospc", |faults| faults.enospc = 0),
+    ("accept_enobufs", |faults| faults.accept_enobufs = 0),
+    ("accept_enomem", |faults| faults.accept_enomem = 0),
     ("econnaborted", |faults| faults.econnaborted = 0),
+    ("eperm", |faults| faults.eperm = 0),
+    ("eproto", |faults| faults.eproto = 0),
     ("spurious", |faults| faults.spurious = 0),
     ("stale", |faults| faults.stale = 0),
     ("held", |faults| faults.held = 0),
@@ -106,7 +110,8 @@ impl Plan {
             faults.network.receive_buffer = (1_024, 4_096);
         }
         if !gentle && rng.u8(0..8) == 0 {
-            faults.max_open = rng.usize(6..20);
+            // More than the loop and what is around it begin with.
+            faults.max_open = rng.usize(9..22);
         }
         if kind == Kind::Broadcast {
             // Everything is said to everybody: byte by byte that takes for ever.

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use epoll_reactor::sim::{PeerListener, Sim};
-use epoll_reactor::{Address, CloseReason, ConnId, Limits, ListenOptions, Timestamp};
+use epoll_reactor::{Address, CloseReason, ConnId, Interest, Limits, ListenOptions, Timestamp};
 use fastrand::Rng;
 
+use super::book::Promised;
 use super::chaos::Chaos;
 use super::failure::{Failure, demand, milliseconds};
+use super::pipe::Pipe;
 use super::plan::{Plan, magnitude};
 use super::scenario::{Aftermath, Loop, Scenario};
 use super::session::{End, Session, Talk};
@@ -60,7 +62,11 @@ pub(crate) struct Bedlam {
     plan: Plan,
     rng: Rng,
     servers: Vec<PeerListener>,
+    /// One that never accepts: whoever comes second is not even answered.
+    silent: Option<PeerListener>,
     hosted: Vec<Session<Visitor>>,
+    /// Something else that the loop watches: the end of a pipe that is written to.
+    pipe: Pipe,
     /// What was owed when the last turn began, and for how many turns.
     owed: BTreeMap<ConnId, (Owed, u32)>,
 }
@@ -79,11 +85,15 @@ impl Scenario for Bedlam {
         let addresses = [Address::Tcp(([192, 0, 2, 1], 80).into()), Address::Unix("/run/other".into())];
         let servers =
             addresses.iter().filter_map(|address| sim.listen(address, &ListenOptions::default()).ok());
+        let silent = Address::Tcp(([192, 0, 2, 3], 80).into());
+        let full = ListenOptions { backlog: 0, ..ListenOptions::default() };
         Self {
             plan: plan.clone(),
             rng: plan.chance(2),
             servers: servers.collect(),
+            silent: sim.listen(&silent, &full).ok().filter(|_| !plan.gentle),
             hosted: Vec::new(),
+            pipe: Pipe::new(sim),
             owed: BTreeMap::new(),
         }
     }
@@ -92,10 +102,16 @@ impl Scenario for Bedlam {
         drawn
     }
 
+    fn start(&mut self, reactor: &mut Loop<Chaos>) -> std::io::Result<()> {
+        let reader = self.pipe.open()?;
+        reactor.watch(reader, Interest::Readable).map(drop)
+    }
+
     fn handler(&mut self, listeners: &[Address]) -> Chaos {
         let mut targets: Vec<Address> = self.servers.iter().map(PeerListener::address).collect();
         targets.extend_from_slice(listeners);
         if !self.plan.gentle {
+            targets.extend(self.silent.iter().map(PeerListener::address));
             targets.push(Address::Tcp(([192, 0, 2, 2], 80).into()));
             targets.push(Address::Unix("/run/nobody".into()));
         }
@@ -125,6 +141,14 @@ impl Scenario for Bedlam {
         handler.books.get(&id).map_or(0, |book| book.accepted)
     }
 
+    fn dues(handler: &Chaos) -> Vec<(ConnId, Timestamp)> {
+        handler.dues().collect()
+    }
+
+    fn has_ended_its_side(handler: &Chaos, id: ConnId) -> bool {
+        handler.books.get(&id).is_some_and(|book| book.half_closed)
+    }
+
     fn between(&mut self, reactor: &mut Loop<Chaos>, _: &mut [Session<Visitor>]) -> Result<(), Failure> {
         for server in &self.servers {
             while let Some(peer) = server.accept() {
@@ -139,6 +163,10 @@ impl Scenario for Bedlam {
         }
         let chaos = &reactor.handler().inner;
         demand!(chaos.violations.is_empty(), "random handler", "{:?}", chaos.violations);
+        self.pipe.check(chaos.pipe.heard(), reactor.handler().lives.now())?;
+        if self.rng.u8(0..8) == 0 {
+            self.pipe.write(&mut self.rng);
+        }
         self.check_owed(reactor)
     }
 
@@ -175,17 +203,17 @@ impl Bedlam {
     fn check_owed(&mut self, reactor: &mut Loop<Chaos>) -> Result<(), Failure> {
         let Watched { inner: chaos, lives } = reactor.handler();
         let began = lives.now();
-        // Until an outbound connection is made nothing can be told of it.
-        let told = chaos.open().filter(|(id, _)| lives.life(*id).is_some());
-        let owed: Vec<_> = told
-            .map(|(id, book)| {
-                let due = |at: Option<Timestamp>| at.filter(|at| *at <= began);
-                (id, due(book.timer), due(book.deadline), book.owed_drain())
-            })
-            .collect();
+        // Until an outbound connection is made nothing can be told of it but that it failed.
+        let owed: Vec<_> = chaos.open().map(|(id, book)| (id, book.owed())).collect();
         let ctx = reactor.ctx();
+        let timeout = ctx.limits().connect_timeout;
+        let due = |at: Option<Timestamp>| at.filter(|at| *at <= began);
+        let owed = owed.into_iter().map(|(id, owed)| match owed {
+            Promised::Connected(since) => (id, None, due(Some(since + timeout)), None),
+            Promised::Open(timer, deadline, drain) => (id, due(timer), due(deadline), drain),
+        });
         let before = std::mem::take(&mut self.owed);
-        for (id, timer, deadline, drain) in owed.into_iter().filter(|(id, ..)| ctx.is_open(*id)) {
+        for (id, timer, deadline, drain) in owed.filter(|(id, ..)| ctx.is_open(*id)) {
             // Where reading was paused below the low water mark, the next write decides.
             let drain = drain.filter(|_| ctx.queued(id) == 0);
             if timer.is_none() && deadline.is_none() && drain.is_none() {

@@ -1,8 +1,10 @@
 //! What the scenarios have in common: the handler they run, the clients they play, and what they check beside
 //! what holds for every handler.
 
+use std::time::Duration;
+
 use epoll_reactor::sim::{Sim, SimKernel};
-use epoll_reactor::{Address, ConnId, Handler, Limits, Reactor};
+use epoll_reactor::{Address, ConnId, Handler, Limits, Reactor, Timestamp};
 use fastrand::Rng;
 
 use super::failure::Failure;
@@ -24,6 +26,15 @@ pub(crate) trait Scenario: Sized {
     fn limits(&self, drawn: Limits, rng: &mut Rng) -> Limits;
 
     fn handler(&mut self, listeners: &[Address]) -> Self::Handler;
+
+    /// Before the first turn, while nothing goes wrong.
+    ///
+    /// # Errors
+    /// What could not be set up.
+    fn start(&mut self, reactor: &mut Loop<Self::Handler>) -> std::io::Result<()> {
+        let _ = reactor;
+        Ok(())
+    }
 
     /// What the client of the next session says and expects.
     fn talk(&mut self, session: usize, rng: &mut Rng) -> Self::Talk;
@@ -47,6 +58,31 @@ pub(crate) trait Scenario: Sized {
     fn sent_to(handler: &Self::Handler, id: ConnId) -> u64 {
         let _ = (handler, id);
         0
+    }
+
+    /// What the handler waits for by the clock, on connections that may be closed by now.
+    fn dues(handler: &Self::Handler) -> Vec<(ConnId, Timestamp)> {
+        let _ = handler;
+        Vec::new()
+    }
+
+    /// Whether the handler has ended its side of `id`, should that be open.
+    fn has_ended_its_side(handler: &Self::Handler, id: ConnId) -> bool {
+        let _ = (handler, id);
+        false
+    }
+
+    /// Whether the handler is to send `id` more than its client has heard.
+    fn owes(handler: &Self::Handler, id: ConnId, client: &Self::Talk) -> bool {
+        let _ = (handler, id, client);
+        false
+    }
+
+    /// How long the handler lets a client be that neither says nor takes anything, and has said so much; `None`: for
+    /// ever.
+    fn longest_silence(&self, received: u64) -> Option<Duration> {
+        let _ = received;
+        None
     }
 
     /// Between turns: what it does besides playing clients, and checks beside the invariants.

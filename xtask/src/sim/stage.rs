@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use epoll_reactor::sim::{Counts, Faults, Sim, SimKernel};
+use epoll_reactor::sim::{Counts, Faults, Peer, Sim, SimKernel};
 use epoll_reactor::{
     Address, ConnId, Handler, ListenOptions, Reactor, Remote, RemoteError, Signal, Timestamp, Turn,
 };
 use fastrand::Rng;
 
 use super::actor::{Actor, Around};
+use super::alarm::Alarm;
 use super::failure::{Failure, demand};
 use super::limits::draw_limits;
 use super::overdue::Overdue;
@@ -51,6 +52,12 @@ pub(crate) struct Stage<S: Scenario> {
     signals: Rng,
     pace: Pace,
     overdue: Overdue,
+    alarm: Alarm,
+    /// Now and then a turn may last as long as the loop likes, whoever would do something meanwhile: the loop must know
+    /// itself when to wake.
+    trusting: bool,
+    /// Clients that come at the very moment of a drain.
+    late: Vec<Peer>,
     draining: bool,
 }
 
@@ -81,6 +88,7 @@ impl<S: Scenario> Stage<S> {
         }
         reactor.drain_on_signals(&[Signal::Terminate, Signal::Interrupt]).map_err(harness)?;
         reactor.watch_signals(&[Signal::Hangup, Signal::User1]).map_err(harness)?;
+        scenario.start(&mut reactor).map_err(harness)?;
         sim.set_faults(plan.faults.clone());
         let actors = (0..plan.clients as u64).map(|number| Actor::new(plan.chance(100 + number), sim.now()));
         Ok(Self {
@@ -99,8 +107,11 @@ impl<S: Scenario> Stage<S> {
             messages: 0,
             next_message: sim.now(),
             signals: plan.chance(4),
-            pace: Pace::new(sim),
+            pace: Pace::new(plan, sim),
             overdue: Overdue::new(plan),
+            alarm: Alarm::new(sim.now()),
+            trusting: !plan.gentle && plan.chance(5).u8(0..4) == 0,
+            late: Vec::new(),
             draining: false,
         })
     }
@@ -172,6 +183,11 @@ impl<S: Scenario> Stage<S> {
     /// Ends the loop in one of the ways there are.
     fn drain(&mut self) {
         self.draining = true;
+        if self.plan.gentle {
+            // They are connected, so they are not turned away.
+            let listener = &self.listeners[0];
+            self.late.extend((0..self.rng.u8(0..8)).filter_map(|_| self.sim.connect(listener).ok()));
+        }
         let grace = self.reactor.ctx().limits().drain_grace;
         match self.rng.u8(0..4) {
             0 => self.remote.drain(),
@@ -221,16 +237,42 @@ impl<S: Scenario> Stage<S> {
         let now = self.sim.now();
         let next = self.actors.iter().map(|actor| actor.next()).min();
         let until = next.map_or(Duration::from_secs(60), |at| at - now);
-        let wait = until.clamp(Duration::from_nanos(1), Duration::from_secs(60));
-        self.reactor.handler().lives.set_now(now);
+        let longest = Duration::from_secs(60);
+        let trusts = self.trusting && self.rng.u8(0..4) == 0;
+        let wait = if trusts { longest } else { until.clamp(Duration::from_nanos(1), longest) };
+        let due = self.due();
+        self.alarm.set(&self.sim, self.reactor.ctx(), due);
+        self.reactor.handler().lives.begin_turn(now);
         let turn = self.reactor.turn(Some(wait));
         let turn = turn.map_err(|error| Failure::new("turn", format!("it failed: {error}")))?;
+        self.alarm.check(&self.sim, self.reactor.ctx())?;
+        self.note_output();
         self.learn_ids();
         self.pace.check::<S>(&self.sim, &mut self.reactor, &self.sessions, &self.ids)?;
         let accepted = self.accepted_messages.len();
-        self.overdue.check::<S>(&self.plan, &mut self.reactor, &self.sessions, &self.ids, accepted)?;
+        self.overdue.check(&self.scenario, &mut self.reactor, &self.sessions, &self.ids, accepted)?;
         self.draining |= self.reactor.ctx().is_draining();
         Ok(turn)
+    }
+
+    /// The earliest that the loop must see to by the clock, as far as it is known without the loop's own books.
+    fn due(&mut self) -> Option<Timestamp> {
+        let watched = self.reactor.handler();
+        let ticked = watched.lives.ticked;
+        let mut dues = S::dues(&watched.inner);
+        let ctx = self.reactor.ctx();
+        dues.retain(|(id, _)| ctx.is_open(*id));
+        let tick = ticked.zip(ctx.limits().tick).map(|(at, period)| at + period);
+        dues.into_iter().map(|(_, at)| at).chain(tick).chain(self.pace.deadline()).min()
+    }
+
+    /// What waits for each connection at the end of a turn.
+    fn note_output(&mut self) {
+        let open = self.reactor.handler().lives.iter().filter(|life| life.closed.is_none());
+        let ids: Vec<ConnId> = open.map(|life| life.id).collect();
+        let ctx = self.reactor.ctx();
+        let queued: Vec<_> = ids.into_iter().map(|id| (id, ctx.queued(id))).collect();
+        self.reactor.handler().lives.end_turn(self.alarm.woke, &queued);
     }
 
     /// Finds out which connection is which session.
@@ -300,8 +342,13 @@ impl<S: Scenario> Stage<S> {
             "{counters:?}, and the handler saw {opened} opened, {closed} closed, {panics} panics"
         );
         let open = self.sim.open_descriptors();
-        let expected = open.iter().all(|it| it.ends_with("eventfd") || it.ends_with("signalfd"));
-        demand!(expected && open.len() <= 4, "descriptors", "left open after the drain: {open:?}");
+        let kinds = ["eventfd", "signalfd", "pipe"];
+        let expected = open.iter().all(|it| kinds.iter().any(|kind| it.ends_with(kind)));
+        demand!(expected && open.len() <= 6, "descriptors", "left open after the drain: {open:?}");
+        let lives = &self.reactor.handler().lives;
+        let accepted = |peer: &&Peer| lives.iter().any(|life| life.address == Some(peer.address()));
+        let lost = self.late.iter().find(|peer| !accepted(peer));
+        demand!(lost.is_none(), "lost client", "{lost:?} had connected when the drain began");
         if self.plan.gentle {
             demand!(counters.shed == 0, "lost client", "{counters:?}");
             let unfinished = self.unfinished();
@@ -328,8 +375,8 @@ impl<S: Scenario> Stage<S> {
 
     /// Drops the loop, and with it all its descriptors.
     pub(crate) fn end(self) -> Result<(), Failure> {
-        let Self { sim, reactor, remote, sessions, scenario, .. } = self;
-        drop((sessions, scenario, remote, reactor));
+        let Self { sim, reactor, remote, sessions, scenario, late, .. } = self;
+        drop((sessions, late, scenario, remote, reactor));
         let (open, violations) = (sim.open_descriptors(), sim.violations());
         demand!(open.is_empty(), "descriptors", "left open at the end: {open:?}");
         demand!(violations.is_empty(), "misuse of the kernel", "{violations:?}");

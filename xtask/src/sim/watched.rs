@@ -31,7 +31,6 @@ pub(crate) struct Kept<C> {
     id: Option<ConnId>,
     tail: Vec<u8>,
     ended: bool,
-    told_of_drain: bool,
 }
 
 /// What a handler panics with on purpose.
@@ -39,7 +38,7 @@ pub(crate) struct Kept<C> {
 pub(crate) struct Planned;
 
 impl<H: Handler> Watched<H> {
-    pub(crate) const fn new(inner: H) -> Self {
+    pub(crate) fn new(inner: H) -> Self {
         Self { inner, lives: Lives::new() }
     }
 
@@ -98,7 +97,7 @@ impl<H: Handler> Handler for Watched<H> {
             self.lives.violation(format!("on_data for {id}: empty, or after the end"));
         }
         match input.strip_prefix(conn.tail.as_slice()) {
-            Some(new) => self.lives.received(id, new),
+            Some(new) => self.lives.received(ctx, id, new),
             None => self.lives.violation(format!(
                 "on_data for {id}: {} bytes that do not begin with the {} left unconsumed",
                 input.len(),
@@ -144,7 +143,7 @@ impl<H: Handler> Handler for Watched<H> {
 
     fn on_shutdown(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Self::Conn, deadline: Timestamp) {
         self.check(ctx, id, conn, Call::Shutdown);
-        if std::mem::replace(&mut conn.told_of_drain, true) || !ctx.is_draining() {
+        if self.lives.told_of_drain(id) || !ctx.is_draining() {
             self.lives.violation(format!("on_shutdown for {id}: again, or without a drain"));
         }
         self.call(Call::Shutdown, Some(id), |inner| inner.on_shutdown(ctx, id, &mut conn.inner, deadline));
@@ -181,6 +180,7 @@ impl<H: Handler> Handler for Watched<H> {
         if ctx.limits().tick.is_none() {
             self.lives.violation("on_tick, which nobody asked for".to_owned());
         }
+        self.lives.ticked = Some(ctx.now());
         self.call(Call::Tick, None, |inner| inner.on_tick(ctx));
     }
 
