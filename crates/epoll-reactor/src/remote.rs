@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, atomic::Ordering};
 use std::sync::{Mutex, MutexGuard, atomic::AtomicBool};
 
 use epoll_sys::{Errno, Kernel, Linux};
-// What the threads share, under a scheduler that tries all their interleavings: `remote/model.rs`.
+// What the threads share, under a scheduler that tries their interleavings with up to so many preemptions: `remote/model.rs`.
 #[cfg(all(test, loom))]
 use loom::sync::{Mutex, MutexGuard, atomic::AtomicBool};
 

@@ -1,6 +1,6 @@
-//! Messages, wakes and the drain under every interleaving of the threads, by loom: the real [`Reactor`], on a kernel of
-//! which only the eventfd exists. A wake that is lost leaves the loop asleep with nobody to wake it, which loom
-//! reports as a deadlock.
+//! Messages, wakes and the drain under the interleavings of their threads, by loom: all of them, or all with up to so
+//! many preemptions as each test says. It is the real [`Reactor`], on a kernel of which only the eventfd exists. A wake
+//! that is lost leaves the loop asleep with nobody to wake it, which loom reports as a deadlock.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p epoll-reactor --lib loom_`
 
@@ -282,9 +282,11 @@ fn loom_a_reactor_that_is_dropped_refuses_what_comes_later() {
     explore(None, || {
         let reactor = reactor(10, 10);
         let remote = reactor.remote();
+        let later = remote.clone();
         let sender = thread::spawn(move || [1, 2].map(|message| remote.send(message).is_ok()));
         drop(reactor);
         let accepted = sender.join().unwrap();
         assert_ne!(accepted, [false, true], "closed is closed");
+        assert!(matches!(later.send(3), Err(RemoteError::Closed(3))), "and stays so");
     });
 }
