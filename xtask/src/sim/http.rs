@@ -27,6 +27,8 @@ pub(crate) struct Browser {
     /// The largest answer, and the largest body of a request.
     answer: usize,
     body: usize,
+    /// The largest answer that is streamed.
+    stream: usize,
     /// It ends with something that is no HTTP.
     rude: bool,
     /// Nothing more is said: the last request asked for the end, or was none.
@@ -44,8 +46,7 @@ impl Browser {
         self.left -= 1;
         let whats = ["close", "none", "missing", "later", "stream", "sized", "parts", "thread", "upload"];
         let what = whats.get(rng.usize(0..20)).copied().unwrap_or("fine");
-        // With the smallest batch a stream takes a turn a byte.
-        let most = if matches!(what, "stream" | "sized") { self.answer.min(4_096) } else { self.answer };
+        let most = if matches!(what, "stream" | "sized") { self.stream } else { self.answer };
         let size = magnitude(rng, 1, most);
         let path = format!("/s{}/{number}/{size}/{what}", self.session);
         let method = ["GET", "HEAD", "POST", "PUT"][rng.usize(0..4)];
@@ -177,7 +178,8 @@ impl Scenario for Https {
 
     fn limits(&self, drawn: Limits, rng: &mut Rng) -> Limits {
         let output = if self.plan.gentle { drawn.output.max(1 << 20) } else { drawn.output };
-        let tick = Some(a_while(rng, Duration::from_millis(1), Duration::from_secs(1)));
+        // Slow networks take hours, and a run has so many turns.
+        let tick = Some(a_while(rng, Duration::from_millis(200), Duration::from_secs(20)));
         self.config.limits(Limits { output, tick, ..drawn })
     }
 
@@ -192,6 +194,8 @@ impl Scenario for Https {
             left: rng.u64(0..20),
             answer: self.plan.bytes(rng),
             body: (self.plan.bytes(rng) / 4).max(1),
+            // A stream may take a turn for each batch.
+            stream: self.config.limits.output_batch.saturating_mul(64).min(4_096),
             rude: !self.plan.gentle && rng.u8(0..8) == 0,
             finished: false,
             reader: Reader::default(),

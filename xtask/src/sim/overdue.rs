@@ -109,6 +109,7 @@ impl Overdue {
             let handler = &reactor.handler().inner;
             let (sent, owes) = (S::sent_to(handler, id), S::owes(handler, id, &session.talk));
             let ended = S::has_ended_its_side(handler, id);
+            let may_wait = S::may_wait(handler, id);
             let received = reactor.handler().lives.life(id).map_or(0, |life| life.received);
             let ctx = reactor.ctx();
             let (open, there) = (ctx.is_open(id), ctx.peer_address(id).is_some());
@@ -122,7 +123,8 @@ impl Overdue {
             let not_ended = (live && ended && arrived_whole).then_some((0, 0, 0));
             let not_told = (live && owes && heard_whole).then_some((session.heard, 0, 0));
             let silence = scenario.longest_silence(received);
-            let silent = (open && queued == 0 && silence.is_some()).then_some((received, arrived, 0));
+            let silent = open && queued == 0 && silence.is_some() && !may_wait;
+            let silent = silent.then_some((received, arrived, 0));
             let lingering = (there && !open && queued == 0).then_some((0, 0, 0));
             self.stands(number, Rule::Stalled, stalled, limits.write_stall_timeout, reactor)?;
             let idle_timeout = limits.idle_timeout.unwrap_or(Duration::MAX);
