@@ -18,6 +18,7 @@ mod lives;
 mod oracle;
 mod overdue;
 mod pace;
+mod patience;
 mod pipe;
 mod plan;
 mod published;

@@ -206,6 +206,9 @@ impl Scenario for Https {
 
     fn longest_silence(&self, received: u64) -> Option<Duration> {
         let HttpConfig { head_timeout, body_timeout, body_rate, keep_alive_timeout, .. } = self.config;
+        if received == 0 {
+            return Some(head_timeout);
+        }
         let earned = received.checked_div(u64::from(body_rate)).unwrap_or(0);
         let body = body_timeout.saturating_add(Duration::from_secs(earned));
         Some(head_timeout.max(body).max(keep_alive_timeout))

@@ -80,8 +80,9 @@ pub(crate) struct Lives {
     pub(crate) opened: u64,
     pub(crate) closed: u64,
     pub(crate) panics: u64,
-    /// When `on_tick` last came.
+    /// When `on_tick` last came, and how often it has.
     pub(crate) ticked: Option<Timestamp>,
+    pub(crate) ticks: u64,
     turn: u64,
     /// How many each listener has opened in this turn.
     opened_in_turn: HashMap<ListenerId, usize>,
@@ -108,6 +109,7 @@ impl Lives {
             closed: 0,
             panics: 0,
             ticked: None,
+            ticks: 0,
             turn: 0,
             opened_in_turn: HashMap::new(),
             signals: 0,

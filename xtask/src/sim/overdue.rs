@@ -7,6 +7,7 @@ use std::time::Duration;
 use epoll_reactor::{ConnId, Timestamp};
 
 use super::failure::{Failure, demand};
+use super::patience::Patience;
 use super::plan::Plan;
 use super::scenario::{Loop, Scenario};
 use super::session::Session;
@@ -21,9 +22,6 @@ const TURNS: u32 = 20;
 const TOLD: Duration = Duration::from_millis(500);
 /// Turns in which no message is handed over although some wait.
 const MESSAGE_TURNS: u32 = 3;
-/// Turns in which a signal is not told of, once an event that was held back must have been released.
-const SIGNAL_TURNS: u32 = 12;
-const HELD: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rule {
@@ -53,29 +51,20 @@ pub(crate) struct Overdue {
     slack: Duration,
     delivered: usize,
     undelivered_turns: u32,
-    /// When the first signal came that has not been told of.
-    signalled: Option<Timestamp>,
+    /// The first signal has come that has not been told of.
+    signalled: Option<Patience>,
     heard: u64,
-    unheard_turns: u32,
 }
 
 impl Overdue {
     pub(crate) fn new(plan: &Plan) -> Self {
         let slack = if plan.faults.jump > 0 { JUMPING } else { SLACK };
-        Self {
-            still: BTreeMap::new(),
-            slack,
-            delivered: 0,
-            undelivered_turns: 0,
-            signalled: None,
-            heard: 0,
-            unheard_turns: 0,
-        }
+        Self { still: BTreeMap::new(), slack, delivered: 0, undelivered_turns: 0, signalled: None, heard: 0 }
     }
 
     /// A signal that the handler is to be told of.
     pub(crate) fn raised(&mut self, now: Timestamp) {
-        self.signalled.get_or_insert(now);
+        self.signalled.get_or_insert(Patience::new(now));
     }
 
     /// After a turn; `accepted` is how many messages had been accepted before it.
@@ -159,15 +148,16 @@ impl Overdue {
     fn check_signals(&mut self, heard: u64, began: Timestamp) -> Result<(), Failure> {
         if heard != self.heard {
             demand!(self.signalled.is_some(), "signals", "told of one that nobody raised");
-            (self.heard, self.signalled, self.unheard_turns) = (heard, None, 0);
+            (self.heard, self.signalled) = (heard, None);
         }
-        self.unheard_turns += u32::from(self.signalled.is_some_and(|at| began - at > HELD));
-        demand!(
-            self.unheard_turns <= SIGNAL_TURNS,
-            "signals",
-            "one was raised at {:?}, and the handler does not know at {began:?}",
-            self.signalled
-        );
+        if let Some(signalled) = &mut self.signalled {
+            demand!(
+                !signalled.is_over(began),
+                "signals",
+                "one was raised {:?} ago, and the handler does not know",
+                signalled.waited(began)
+            );
+        }
         Ok(())
     }
 
@@ -191,8 +181,9 @@ impl Overdue {
             *still = Still { what, since: now, turns: 0 };
         }
         let time = began - still.since;
-        // Nothing is on its way then.
-        let slack = if rule == Rule::NotTold { Duration::ZERO } else { self.slack };
+        // Nothing is on its way then, or nothing but time counts.
+        let at_once = matches!(rule, Rule::NotTold | Rule::Silent);
+        let slack = if at_once { Duration::ZERO } else { self.slack };
         still.turns += u32::from(time > at_most.saturating_add(slack));
         demand!(
             still.turns <= TURNS,

@@ -10,6 +10,7 @@ use epoll_reactor::{ConnId, Timestamp};
 use super::accepting::{Accepting, OF_DESCRIPTORS, sum};
 use super::failure::{Failure, demand};
 use super::lives::Life;
+use super::patience::Patience;
 use super::plan::Plan;
 use super::scenario::{Loop, Scenario};
 use super::session::Session;
@@ -19,10 +20,6 @@ use super::session::Session;
 const IDLE_TURNS: u32 = 4;
 /// The same, if calls are made in them: a connection that lingers reads and discards, which nothing counts.
 const LINGER_TURNS: u32 = 20_000;
-/// Turns that bytes may wait in the kernel, once an event that was held back must have been released.
-const STARVED_TURNS: u32 = 12;
-/// An event is held back for 5 ms at most, and its wait rounded up to 1.
-const HELD: Duration = Duration::from_millis(20);
 
 /// Turns of a drain after which each connection has been told of it, whatever else it has to do.
 const UNTOLD_TURNS: u32 = 100;
@@ -39,12 +36,11 @@ struct Seen {
     faults: u64,
 }
 
-/// Since when a session's bytes have waited, unread, and for how many turns longer than they may.
+/// A session's bytes wait, unread, while so many have been read.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     taken: u64,
-    since: Timestamp,
-    turns: u32,
+    patience: Patience,
 }
 
 #[derive(Debug)]
@@ -223,16 +219,16 @@ impl Pace {
                 self.waiting.remove(&number);
                 continue;
             }
-            let waiting = self.waiting.entry(number).or_insert(Waiting { taken, since: now, turns: 0 });
+            let new = Waiting { taken, patience: Patience::new(now) };
+            let waiting = self.waiting.entry(number).or_insert(new);
             if waiting.taken != taken {
-                *waiting = Waiting { taken, since: now, turns: 0 };
+                *waiting = new;
             }
-            let time = began - waiting.since;
-            waiting.turns += u32::from(time > HELD);
             demand!(
-                waiting.turns <= STARVED_TURNS,
+                !waiting.patience.is_over(began),
                 "starvation",
-                "session {number} ({id}) has waited for {time:?}, with {unread} bytes that nobody reads"
+                "session {number} ({id}) has waited for {:?}, with {unread} bytes that nobody reads",
+                waiting.patience.waited(began)
             );
         }
         Ok(())

@@ -1,22 +1,18 @@
 //! A pipe, for what a loop may watch besides connections: what is written at one end must be read at the other.
 
 use std::io;
-use std::time::Duration;
 
 use epoll_reactor::sim::{Sim, SimFd, SimKernel};
 use epoll_reactor::{Kernel, Source, Timestamp};
 use fastrand::Rng;
 
 use super::failure::{Failure, demand};
+use super::patience::Patience;
 use super::plan::magnitude;
 use super::voice::{self, Ear};
 
 /// The number that it speaks under.
 const VOICE: u64 = 1 << 61;
-
-/// Turns that something may lie there unread, once an event that was held back must have been released.
-const UNREAD_TURNS: u32 = 12;
-const HELD: Duration = Duration::from_millis(20);
 
 pub(crate) struct Pipe {
     sim: Sim,
@@ -24,14 +20,13 @@ pub(crate) struct Pipe {
     writer: Option<(SimKernel, SimFd)>,
     written: u64,
     read: u64,
-    /// When something was last written or read.
-    moved: Option<Timestamp>,
-    unread_turns: u32,
+    /// Something lies there, since it was last written or read.
+    waiting: Option<Patience>,
 }
 
 impl Pipe {
     pub(crate) fn new(sim: &Sim) -> Self {
-        Self { sim: sim.clone(), writer: None, written: 0, read: 0, moved: None, unread_turns: 0 }
+        Self { sim: sim.clone(), writer: None, written: 0, read: 0, waiting: None }
     }
 
     /// Makes it; the reading end.
@@ -48,20 +43,19 @@ impl Pipe {
             && let Ok(count) = kernel.write(writer, &bytes)
         {
             self.written += count as u64;
-            self.moved = Some(self.sim.now());
-            self.unread_turns = 0;
+            self.waiting.get_or_insert(Patience::new(self.sim.now()));
         }
     }
 
     /// After a turn that began at `began`, by the end of which `read` bytes had been read.
     pub(crate) fn check(&mut self, read: u64, began: Timestamp) -> Result<(), Failure> {
         if self.read != read {
-            (self.read, self.moved, self.unread_turns) = (read, Some(self.sim.now()), 0);
+            self.read = read;
+            self.waiting = (read < self.written).then(|| Patience::new(self.sim.now()));
         }
-        let late = self.moved.is_some_and(|moved| began - moved > HELD);
-        self.unread_turns += u32::from(read < self.written && late);
+        let starved = self.waiting.as_mut().is_some_and(|waiting| waiting.is_over(began));
         demand!(
-            self.unread_turns <= UNREAD_TURNS,
+            !starved,
             "starvation",
             "{} bytes lie in a pipe that is watched, and nobody reads them",
             self.written - read

@@ -56,8 +56,9 @@ pub(crate) struct Stage<S: Scenario> {
     /// Now and then a turn may last as long as the loop likes, whoever would do something meanwhile: the loop must know
     /// itself when to wake.
     trusting: bool,
-    /// Clients that come at the very moment of a drain.
+    /// Clients that come at the very moment of a drain, as long as it has not begun, and their addresses.
     late: Vec<Peer>,
+    were_late: Vec<Address>,
     draining: bool,
 }
 
@@ -112,6 +113,7 @@ impl<S: Scenario> Stage<S> {
             alarm: Alarm::new(sim.now()),
             trusting: !plan.gentle && plan.chance(5).u8(0..4) == 0,
             late: Vec::new(),
+            were_late: Vec::new(),
             draining: false,
         })
     }
@@ -134,7 +136,8 @@ impl<S: Scenario> Stage<S> {
         let abandoned = !self.plan.gentle && self.rng.u8(0..16) == 0;
         let start = self.sim.now();
         for turn in 0.. {
-            demand!(turn < MOST_TURNS, "stuck", "{turn} turns: {}", self.unfinished());
+            let ticks = self.reactor.handler().lives.ticks;
+            demand!(turn < MOST_TURNS + ticks, "stuck", "{turn} turns: {}", self.unfinished());
             if self.is_time_to_end(turn, self.sim.now() - start)? {
                 if abandoned {
                     break;
@@ -251,7 +254,11 @@ impl<S: Scenario> Stage<S> {
         self.pace.check::<S>(&self.sim, &mut self.reactor, &self.sessions, &self.ids)?;
         let accepted = self.accepted_messages.len();
         self.overdue.check(&self.scenario, &mut self.reactor, &self.sessions, &self.ids, accepted)?;
-        self.draining |= self.reactor.ctx().is_draining();
+        if self.reactor.ctx().is_draining() {
+            self.draining = true;
+            // Whoever has been accepted may go.
+            self.were_late.extend(self.late.drain(..).map(|peer| peer.address()));
+        }
         Ok(turn)
     }
 
@@ -346,8 +353,8 @@ impl<S: Scenario> Stage<S> {
         let expected = open.iter().all(|it| kinds.iter().any(|kind| it.ends_with(kind)));
         demand!(expected && open.len() <= 6, "descriptors", "left open after the drain: {open:?}");
         let lives = &self.reactor.handler().lives;
-        let accepted = |peer: &&Peer| lives.iter().any(|life| life.address == Some(peer.address()));
-        let lost = self.late.iter().find(|peer| !accepted(peer));
+        let accepted = |address: &Address| lives.iter().any(|life| life.address.as_ref() == Some(address));
+        let lost = self.were_late.iter().find(|address| !accepted(address));
         demand!(lost.is_none(), "lost client", "{lost:?} had connected when the drain began");
         if self.plan.gentle {
             demand!(counters.shed == 0, "lost client", "{counters:?}");

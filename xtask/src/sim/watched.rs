@@ -181,6 +181,7 @@ impl<H: Handler> Handler for Watched<H> {
             self.lives.violation("on_tick, which nobody asked for".to_owned());
         }
         self.lives.ticked = Some(ctx.now());
+        self.lives.ticks += 1;
         self.call(Call::Tick, None, |inner| inner.on_tick(ctx));
     }
 
