@@ -52,8 +52,6 @@ pub(crate) struct Pace {
     lingering: u32,
     accepting: Accepting,
     waiting: BTreeMap<usize, Waiting>,
-    /// When the last turn began.
-    began: Timestamp,
     /// What of a session's bytes was read before it lingered, at least.
     lingers_from: BTreeMap<usize, u64>,
     /// When the drain must be over, turns that came too late for it, and turns of it.
@@ -72,7 +70,6 @@ impl Pace {
             lingering: 0,
             accepting: Accepting::new(plan, sim),
             waiting: BTreeMap::new(),
-            began: sim.now(),
             lingers_from: BTreeMap::new(),
             deadline: None,
             overdue: 0,
@@ -191,11 +188,6 @@ impl Pace {
         ids: &BTreeMap<usize, ConnId>,
     ) -> Result<(), Failure> {
         let (began, now) = (reactor.handler().lives.now(), sim.now());
-        // Time in which there were no turns is not what others have had of them. An edge that was lost there shows as a
-        // run that does not end.
-        if began - std::mem::replace(&mut self.began, began) > HELD {
-            self.waiting.clear();
-        }
         let most = reactor.ctx().limits().linger_bytes as u64;
         for (&number, &id) in ids {
             let Some(session) = sessions.get(number) else { continue };
