@@ -23,7 +23,8 @@ pub struct HttpConfig {
     /// Threads for blocking work: [`Response::run_blocking`](super::Response::run_blocking), and files that are not
     /// in the page cache. They are started when first needed.
     pub blocking_threads: usize,
-    /// Blocking work that may wait for a thread. Beyond it the answer is 503.
+    /// Blocking work that may wait for a thread. Beyond it the answer is 503; a file that is being sent is then read by
+    /// the loop itself.
     pub blocking_queue: usize,
 }
 

@@ -171,8 +171,9 @@ impl Response {
     }
 
     /// Puts the answer off: [`Responder::respond`](super::Responder::respond) gives it, when another thread has sent
-    /// a message for instance. What else was set is forgotten. Only a client that goes away is told apart, by
-    /// [`Service::on_end`](super::Service::on_end); nothing limits the time.
+    /// a message for instance. What else was set is forgotten. Only a client whose connection breaks is told
+    /// apart, by [`Service::on_end`](super::Service::on_end): one that has ended its side may still be reading, and is
+    /// not read from meanwhile. Nothing limits the time.
     ///
     /// An answer that was put off cannot be put off again; one that is, is sent as 500.
     pub fn defer(&mut self) {
