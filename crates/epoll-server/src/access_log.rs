@@ -1,16 +1,18 @@
 //! A line for each request, in Apache's combined format. The loop only writes into memory: a thread does the rest, and
-//! where it does not keep up lines are lost rather than time.
+//! where it does not keep up lines are lost rather than time. What that thread does is in `access_log/writer.rs`.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::mem;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use epoll_protocols::http1::Answered;
 use epoll_reactor::Address;
+use writer::Order;
+
+mod writer;
 
 /// As much is gathered before the writer gets it, in bytes; what is less goes once a second.
 const ENOUGH: usize = 32 * 1024;
@@ -37,11 +39,6 @@ pub(crate) struct AccessLog {
     ended: Receiver<()>,
 }
 
-enum Order {
-    Write(Vec<u8>),
-    Reopen,
-}
-
 /// `[25/Nov/2026:06:00:00 +0000]`, made once a second.
 struct Second {
     second: u64,
@@ -54,13 +51,13 @@ impl AccessLog {
     /// # Errors
     /// The file cannot be opened for appending, which the error says with its name, or no thread be started.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let target = if path == Path::new("-") { None } else { Some(path.to_owned()) };
-        let output = open(target.as_deref())?;
+        let target = if is_standard_output(path) { None } else { Some(path.to_owned()) };
+        let file = writer::open(target.as_deref())?;
         let (orders, to_do) = sync_channel(WAITING);
         let (done, empty) = channel();
         let (end, ended) = channel();
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-            write(target.as_deref(), output, &to_do, &done);
+            writer::run(target.as_deref(), file, &to_do, &done);
             drop(end);
         })?;
         let second = Second { second: u64::MAX, text: String::new() };
@@ -118,8 +115,8 @@ impl AccessLog {
                 self.lost += count;
                 lines.clear();
                 self.lines = lines;
-            } else if self.lost > 0 {
-                log::warn!("access log: {} lines lost, the disk does not keep up", mem::take(&mut self.lost));
+            } else {
+                self.tell_of_losses();
             }
         }
         if self.reopen {
@@ -131,6 +128,13 @@ impl AccessLog {
     pub(crate) fn reopen(&mut self) {
         self.reopen = true;
         self.flush();
+    }
+
+    fn tell_of_losses(&mut self) {
+        let lost = mem::take(&mut self.lost);
+        if lost > 0 {
+            log::warn!("access log: {lost} lines lost, the disk does not keep up");
+        }
     }
 
     /// Gives the order back if too many wait.
@@ -147,12 +151,20 @@ impl AccessLog {
 impl Drop for AccessLog {
     /// Waits until all has been written, for a while.
     fn drop(&mut self) {
-        self.flush();
-        if self.lost > 0 {
-            log::warn!("access log: {} lines lost, the disk does not keep up", self.lost);
+        let end = Instant::now() + LAST_WORDS;
+        let left = || end.saturating_duration_since(Instant::now());
+        let mut last = Order::Write(mem::take(&mut self.lines));
+        // Nobody is kept waiting any more, so what finds no room waits for a buffer that comes back.
+        while let Err(order) = self.order(last) {
+            last = order;
+            if self.empty.recv_timeout(left()).is_err() {
+                self.lost += self.count;
+                break;
+            }
         }
+        self.tell_of_losses();
         self.orders = None;
-        if self.ended.recv_timeout(LAST_WORDS) == Err(RecvTimeoutError::Timeout) {
+        if self.ended.recv_timeout(left()) == Err(RecvTimeoutError::Timeout) {
             log::warn!("access log: the disk is too slow for its last lines");
         }
     }
@@ -170,6 +182,11 @@ impl Second {
         }
         &self.text
     }
+}
+
+/// Whether the log goes there instead of to a file of that name.
+pub(crate) fn is_standard_output(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 fn client(address: &Address, out: &mut Vec<u8>) {
@@ -191,49 +208,9 @@ fn escape(text: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn open(path: Option<&Path>) -> io::Result<Box<dyn Write + Send>> {
-    let Some(path) = path else { return Ok(Box::new(io::stdout())) };
-    let file: io::Result<File> = OpenOptions::new().append(true).create(true).open(path);
-    match file {
-        Ok(file) => Ok(Box::new(file)),
-        Err(error) => Err(io::Error::new(
-            error.kind(),
-            format!("access log {}: {error}", PathBuf::from(path).display()),
-        )),
-    }
-}
-
-/// The writer: until there are no more orders.
-fn write(
-    path: Option<&Path>,
-    mut output: Box<dyn Write + Send>,
-    orders: &Receiver<Order>,
-    empty: &std::sync::mpsc::Sender<Vec<u8>>,
-) {
-    let mut in_trouble = false;
-    for order in orders {
-        match order {
-            Order::Write(mut lines) => {
-                let written = output.write_all(&lines).and_then(|()| output.flush());
-                if let (Err(error), false) = (&written, in_trouble) {
-                    log::error!("access log: {error}; lines are lost until it can be written again");
-                }
-                in_trouble = written.is_err();
-                lines.clear();
-                // The loop may have ended.
-                let _: Result<(), _> = empty.send(lines);
-            }
-            Order::Reopen => match open(path) {
-                Ok(anew) => output = anew,
-                Err(error) => log::error!("{error}; the old file is kept"),
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::fs::{self, File};
     use std::io::Read;
 
     use epoll_protocols::http1::Rejection;
