@@ -21,6 +21,8 @@ Examples:
       Every address, and a Unix socket; slow clients miss lines.
   RUST_LOG=debug epoll-server http --listen 127.0.0.1:0 --idle-timeout 5m
       A port that the system chooses; a log that tells more.
+  epoll-server http --root . --list --access-log -
+      The files of this directory; who asks for what, on standard output.
 
 Output: \
 one line `listening on ADDR` for each listener on standard output, once all of them are open. The log goes to \
@@ -28,7 +30,8 @@ standard error; RUST_LOG sets what it tells (error, warn, info, debug, trace; de
 
 Signals: \
 SIGINT or SIGTERM stops accepting, lets clients have what is on its way to them, and exits when all have ended \
-or --grace has passed. A second one exits at once.
+or --grace has passed. A second one exits at once. SIGHUP has the file of --access-log opened anew; without one it \
+ends the server at once, as it does most programs.
 
 Exit codes:
   0  stopped by a signal, drained or after --grace
@@ -70,8 +73,8 @@ pub(crate) struct ListenFlag {
 pub(crate) struct CommonFlags {
     /// How many connections may be open at one time
     ///
-    /// Further clients are accepted and closed at once, so that they need not wait to learn of it. The limit on
-    /// open files, raised at the start to all that is allowed, may be the tighter one; then some are turned away
+    /// Further clients are accepted and closed at once, so that they need not wait to learn of it; `http` answers
+    /// them 503 before. The limit on open files, raised at the start to all that is allowed, may be the tighter one; then some are turned away
     /// and others wait until there is room.
     #[arg(long, global = true, value_name = "NUMBER", default_value = "100000")]
     pub(crate) max_connections: NonZeroUsize,
@@ -115,11 +118,13 @@ pub(crate) enum ProtocolFlags {
     ///
     /// A client that does not read what comes back is not read from either, until it does.
     Echo(EchoFlags),
-    /// Answer HTTP/1.1: a page at `/`, a greeting at `/hello`, and what is posted to `/echo`
+    /// Answer HTTP/1.1: the files of a directory, or a page about the server
     ///
-    /// `GET /` is a page that shows how the server is doing, `GET /live` the numbers on it as server-sent events,
-    /// `GET /hello` is `Hello, World!` as text/plain, `POST /echo` is answered with the request's body as it came.
-    /// Anything else is not found (404).
+    /// With --root, GET and HEAD are answered with what lies beneath it. Without, `GET /` is a page that shows how the
+    /// server is doing, `GET /live` the numbers on it as server-sent events, `GET /hello` is `Hello, World!` as
+    /// text/plain, `POST /echo` is answered with the request's body as it came, and anything else is not found (404).
+    /// Of what there is, HEAD is answered as GET, OPTIONS with the methods it has, another method with 405 and the
+    /// same list, and one that nobody knows with 501.
     Http(HttpFlags),
 }
 
@@ -179,8 +184,9 @@ pub(crate) struct HttpFlags {
 
     /// Write a line for each request to this file, or to standard output if it is `-`
     ///
-    /// In the combined format. SIGHUP has the file opened anew, for logrotate. Lines are dropped, and counted in the log,
-    /// when the disk does not keep up.
+    /// In the combined format, with times in UTC. Requests that were none have `-` for what was asked, and whoever found
+    /// no room has no line. SIGHUP has the file opened anew, for logrotate: rename it, then send the signal; no line is
+    /// lost. Lines are dropped, and counted in the log, when the disk does not keep up: clients never wait for it.
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
 

@@ -47,10 +47,9 @@ fn run() -> io::Result<Stopped> {
     let addresses = serve::resolve(&addresses)?;
     // Before any thread is started: one that does not block a signal is killed by it.
     block_signals(&SIGNALS)?;
-    if let Protocol::Http(..) = protocol {
-        // It has a log that can be rotated. Others end at it, as programs do.
-        block_signals(&[Signal::Hangup])?;
-    }
+    // Whoever has no log to open anew ends at it, as programs do: its terminal is gone.
+    let hangups: &[Signal] = if protocol.has_log_file() { &[Signal::Hangup] } else { &[] };
+    block_signals(hangups)?;
     log::start();
     open_as_many_files_as_allowed();
     match protocol {
@@ -61,7 +60,7 @@ fn run() -> io::Result<Stopped> {
             serve(Http::new(site, config), limits, &addresses, |reactor| {
                 let remote = reactor.remote();
                 reactor.handler().attach(remote);
-                reactor.watch_signals(&[Signal::Hangup])
+                if hangups.is_empty() { Ok(()) } else { reactor.watch_signals(hangups) }
             })
         }
     }

@@ -11,6 +11,7 @@ use epoll_protocols::http1::HttpConfig;
 use epoll_protocols::{BroadcastConfig, SlowReceivers};
 use epoll_reactor::Limits;
 
+use crate::access_log;
 use crate::flags::{
     BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag,
 };
@@ -51,6 +52,18 @@ pub(crate) struct Content {
     pub(crate) root: Option<PathBuf>,
     pub(crate) list: bool,
     pub(crate) access_log: Option<PathBuf>,
+}
+
+impl Protocol {
+    /// Whether there is an access log that somebody may rename.
+    pub(crate) fn has_log_file(&self) -> bool {
+        match self {
+            Self::Http(_, content) => {
+                content.access_log.as_deref().is_some_and(|path| !access_log::is_standard_output(path))
+            }
+            Self::Broadcast(_) | Self::Echo => false,
+        }
+    }
 }
 
 impl Options {

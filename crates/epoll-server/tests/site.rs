@@ -1,4 +1,4 @@
-//! `epoll-server http` as something to run in earnest: files, the access log, limits, and clients that mean ill.
+//! `epoll-server http` as something to run in earnest: files, limits, and clients that mean ill.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,11 +16,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
-use support::{Client, Server, assert_same, outcome, pattern, poll};
+use support::{Client, Server, assert_same, outcome, pattern};
 
 fn ask(client: &mut Client<TcpStream>, method: &str, target: &str, fields: &str) -> (String, Vec<u8>) {
     client.send(format!("{method} {target} HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
@@ -122,58 +121,6 @@ fn methods_are_answered_as_they_should() {
         assert!(got.0.contains(&format!("allow: {allowed}\r\n")), "{method} {target}: {}", got.0);
     }
     assert_eq!(status(&ask(&mut client, "DELETE", "/nothing", "")), "404");
-}
-
-fn log_of(path: &Path) -> Vec<String> {
-    fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
-}
-
-#[test]
-fn the_access_log_has_a_line_for_each_request_and_can_be_rotated() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("access.log");
-    let server = Server::start(&["http", "--access-log", path.to_str().unwrap()]);
-    let mut client = server.connect();
-    ask(&mut client, "GET", "/hello?x=1", "Referer: http://a/\"b\r\nUser-Agent: test\u{e9}\r\n");
-    ask(&mut client, "GET", "/nothing", "");
-    let mut rude = server.connect();
-    rude.send("\x16\x03\x01 no request\r\n\r\n");
-    rude.rest();
-    poll("three lines", || (log_of(&path).len() == 3).then_some(()));
-    let lines = log_of(&path);
-    let (client_and_time, rest) = lines[0].split_once("] ").unwrap();
-    assert!(client_and_time.starts_with("127.0.0.1 - - ["), "{}", lines[0]);
-    assert_eq!(rest, r#""GET /hello?x=1 HTTP/1.1" 200 13 "http://a/\"b" "test\xc3\xa9""#);
-    assert!(lines[1].ends_with(r#""GET /nothing HTTP/1.1" 404 10 "-" "-""#), "{}", lines[1]);
-    assert!(lines[2].ends_with(r#""-" 400 - "-" "-""#), "{}", lines[2]);
-
-    // Under load, and over and over.
-    const ROUNDS: usize = 10;
-    const EACH: usize = 200;
-    for round in 0..ROUNDS {
-        for number in 0..EACH {
-            ask(&mut client, "GET", &format!("/n{}", round * EACH + number), "");
-            if number == EACH / 2 {
-                fs::rename(&path, directory.path().join(format!("old{round}"))).unwrap();
-                server.signal("HUP");
-                poll("the new file", || path.exists().then_some(()));
-            }
-        }
-    }
-    server.signal("TERM");
-    assert_eq!(server.wait().code, Some(0));
-    let mut seen: Vec<usize> = Vec::new();
-    for entry in fs::read_dir(directory.path()).unwrap() {
-        for line in log_of(&entry.unwrap().path()) {
-            let number: Option<usize> =
-                line.split_once("GET /n").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-            seen.extend(number);
-        }
-    }
-    seen.sort_unstable();
-    // "/nothing" is the one that is no number.
-    assert!(seen == (0..ROUNDS * EACH).collect::<Vec<_>>(), "{} lines", seen.len());
-    drop(client);
 }
 
 fn from(host: u8, to: SocketAddr) -> std::io::Result<TcpStream> {

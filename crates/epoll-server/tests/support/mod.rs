@@ -139,6 +139,11 @@ impl Server {
         }
     }
 
+    /// The next line of standard output, behind those about listeners.
+    pub fn printed(&mut self) -> String {
+        self.output.recv_timeout(PATIENCE).expect("a line on standard output")
+    }
+
     /// A line of the log, so far, that contains `part`.
     pub fn has_logged(&mut self, part: &str) -> Option<String> {
         self.seen.extend(self.log.try_iter());
