@@ -153,11 +153,11 @@ impl Drop for AccessLog {
     fn drop(&mut self) {
         let end = Instant::now() + LAST_WORDS;
         let left = || end.saturating_duration_since(Instant::now());
-        let mut last = Order::Write(mem::take(&mut self.lines));
+        let mut last = (self.count > 0).then(|| Order::Write(mem::take(&mut self.lines)));
         // Nobody is kept waiting any more, so what finds no room waits for a buffer that comes back.
-        while let Err(order) = self.order(last) {
-            last = order;
-            if self.empty.recv_timeout(left()).is_err() {
+        while let Some(order) = last.take() {
+            last = self.order(order).err();
+            if last.is_some() && self.empty.recv_timeout(left()).is_err() {
                 self.lost += self.count;
                 break;
             }
@@ -329,14 +329,45 @@ mod tests {
         }
         log.flush();
         assert!(log.lost > 0, "nothing is lost though nothing is read");
-        let lost = usize::try_from(log.lost).unwrap();
+        let mut lost = log.lost;
         let read = thread::spawn(move || {
             let mut text = String::new();
             reader.read_to_string(&mut text).unwrap();
             text.lines().count()
         });
         drop(writer);
+        // It is told of them when there is room again.
+        let mut more = 0;
+        while log.lost > 0 {
+            lost = log.lost;
+            more += 1;
+            assert!(more < 10_000, "there is no room though all is read");
+            thread::sleep(Duration::from_millis(1));
+            log.record(&refused(200, at(0)));
+            log.flush();
+        }
         drop(log);
-        assert_eq!(read.join().unwrap(), enough - lost, "every line is written or counted as lost");
+        let expected = enough + more - usize::try_from(lost).unwrap();
+        assert_eq!(read.join().unwrap(), expected, "every line is written or counted as lost");
+    }
+
+    #[test]
+    fn at_the_end_the_last_lines_wait_for_room() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
+        let mut log = AccessLog::open(Path::new(&path)).unwrap();
+        drop(writer);
+        while log.lost == 0 {
+            log.record(&refused(200, at(0)));
+        }
+        log.record(&refused(503, at(0)));
+        let read = thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        });
+        drop(log);
+        let text = read.join().unwrap();
+        assert!(text.lines().last().unwrap().contains(" 503 "));
     }
 }
