@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 // Paragraphs are one line each here: clap wraps them to the terminal.
 const AFTER_HELP: &str = "\
@@ -209,6 +209,13 @@ pub(crate) struct HttpFlags {
     #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = size)]
     pub(crate) head_limit: usize,
 
+    /// The longest request target: path and query
+    ///
+    /// A size such as 8KiB; what fits into --head-limit is the most in any case. A request with a longer one is answered
+    /// 414.
+    #[arg(long, value_name = "SIZE", default_value = "8KiB", value_parser = size)]
+    pub(crate) target_limit: usize,
+
     /// How many header fields a request may have, at most 128
     ///
     /// A request with more is answered 431.
@@ -224,16 +231,17 @@ pub(crate) struct HttpFlags {
 
     /// How long a client may take to send a request's line and header fields
     ///
-    /// A time such as 10s. It also bounds the wait for a new client's first byte. Beyond it the answer is 408, or
-    /// none if nothing has come: thousands of clients that send a byte a minute must not hold connections for ever.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
-    pub(crate) header_timeout: Duration,
+    /// A time such as 10s, or `never`. It also bounds the wait for a new client's first byte. Beyond it the answer is
+    /// 408, or none if nothing has come: thousands of clients that send a byte a minute must not hold connections for
+    /// ever.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = patience)]
+    pub(crate) header_timeout: Patience,
 
     /// How long a client may take to send a request's body, besides the time that --body-rate allows
     ///
-    /// A time such as 20s. Beyond it the answer is 408.
-    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = timeout)]
-    pub(crate) body_timeout: Duration,
+    /// A time such as 20s, or `never`. Beyond it the answer is 408.
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = patience)]
+    pub(crate) body_timeout: Patience,
 
     /// The slowest that a request's body may come for long, a second
     ///
@@ -244,10 +252,17 @@ pub(crate) struct HttpFlags {
 
     /// How long a connection stays open between requests
     ///
-    /// A time such as 60s. A new connection costs more than one that waits, but each one that waits takes a
+    /// A time such as 60s, or `never`. A new connection costs more than one that waits, but each one that waits takes a
     /// descriptor.
-    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = timeout)]
-    pub(crate) keep_alive_timeout: Duration,
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = patience)]
+    pub(crate) keep_alive_timeout: Patience,
+
+    /// How many threads read what is not in memory, from 1 to 1024
+    ///
+    /// Files that the page cache has need none. With a disk that answers many requests at once more of them help; they
+    /// are started when they are first needed.
+    #[arg(long, value_name = "NUMBER", default_value = "4", value_parser = value_parser!(u16).range(1..=1024))]
+    pub(crate) blocking_threads: u16,
 }
 
 fn size(text: &str) -> Result<usize, String> {
@@ -269,6 +284,13 @@ fn count_or_none(text: &str) -> Result<NonZeroUsize, String> {
 /// A time, or for ever.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience(pub(crate) Option<Duration>);
+
+impl Patience {
+    /// For ever is as long as a time can be.
+    pub(crate) fn duration(self) -> Duration {
+        self.0.unwrap_or(Duration::MAX)
+    }
+}
 
 fn patience(text: &str) -> Result<Patience, String> {
     match text {

@@ -147,10 +147,11 @@ fn broadcast(flags: BroadcastFlags, common: &CommonFlags) -> Result<(ListenFlag,
 
 fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol, Limits), String> {
     let mut config = HttpConfig {
-        head_timeout: flags.header_timeout,
-        body_timeout: flags.body_timeout,
+        head_timeout: flags.header_timeout.duration(),
+        body_timeout: flags.body_timeout.duration(),
         body_rate: flags.body_rate,
-        keep_alive_timeout: flags.keep_alive_timeout,
+        keep_alive_timeout: flags.keep_alive_timeout.duration(),
+        blocking_threads: flags.blocking_threads.into(),
         ..HttpConfig::default()
     };
     config.limits.head = flags.head_limit;
@@ -158,9 +159,12 @@ fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol,
     config.limits.body = flags.body_limit;
     config.limits.requests = flags.max_requests.get();
     // The target is part of the head, so a smaller head makes for a smaller target.
-    config.limits.target = config.limits.target.min(flags.head_limit.saturating_sub(1));
+    config.limits.target = flags.target_limit.min(flags.head_limit.saturating_sub(1));
     config.limits.check().map_err(|broken| {
-        format!("--head-limit ({}) or --header-count ({}): {broken}", flags.head_limit, flags.header_count)
+        format!(
+            "--head-limit ({}), --target-limit ({}) or --header-count ({}): {broken}",
+            flags.head_limit, flags.target_limit, flags.header_count
+        )
     })?;
     let limits = config.limits(limits(common));
     // `POST /echo` answers with as much as it was sent, behind whatever answers still wait.
@@ -178,6 +182,8 @@ fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol,
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn read(line: &str) -> Result<Options, clap::Error> {
@@ -267,6 +273,59 @@ mod tests {
     }
 
     #[test]
+    fn http_flags_come_to_its_limits() {
+        let line = "epoll-server http --head-limit 2KiB --target-limit 1000 --header-count 7 --body-limit 3KiB \
+            --max-requests 9 --header-timeout 1s --body-timeout 2s --body-rate 4KiB --keep-alive-timeout 5s \
+            --blocking-threads 6 --max-connections-per-client 8";
+        let options = read(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
+        let Protocol::Http(config, _) = options.protocol else { panic!("{:?}", options.protocol) };
+        let limits = &config.limits;
+        assert_eq!((limits.head, limits.target, limits.headers), (2048, 1000, 7));
+        assert_eq!((limits.body, limits.requests), (3072, 9));
+        let seconds = [config.head_timeout, config.body_timeout, config.keep_alive_timeout];
+        assert_eq!(seconds.map(|time| time.as_secs()), [1, 2, 5]);
+        assert_eq!((config.body_rate, config.blocking_threads), (4096, 6));
+        assert_eq!(options.limits.connections_per_address, 8);
+    }
+
+    #[test]
+    fn never_and_none_mean_for_ever_and_any() {
+        let line = "epoll-server http --idle-timeout never --header-timeout never --body-timeout never \
+            --keep-alive-timeout never --max-connections-per-client none";
+        let options = read(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
+        let Protocol::Http(config, _) = options.protocol else { panic!("{:?}", options.protocol) };
+        for time in [config.head_timeout, config.body_timeout, config.keep_alive_timeout] {
+            assert_eq!(time, Duration::MAX);
+        }
+        assert_eq!((options.limits.idle_timeout, options.limits.connections_per_address), (None, usize::MAX));
+    }
+
+    #[test]
+    fn a_bad_value_of_http_is_refused_with_its_flag() {
+        let rows = [
+            ("--header-timeout", "0s"),
+            ("--body-timeout", "none"),
+            ("--keep-alive-timeout", "60"),
+            ("--body-rate", "8GiB"),
+            ("--max-requests", "0"),
+            ("--max-connections-per-client", "0"),
+            ("--blocking-threads", "0"),
+            ("--blocking-threads", "1025"),
+            ("--header-count", "0"),
+            ("--target-limit", "long"),
+        ];
+        for (flag, value) in rows {
+            let message = refused(&format!("epoll-server http {flag}={value}"));
+            let first_line = message.lines().next().unwrap();
+            assert!(first_line.contains(flag) && first_line.contains(value), "{message}");
+            // The other protocols have no such flag.
+            for protocol in ["broadcast", "echo"] {
+                assert!(refused(&format!("epoll-server {protocol} {flag}={value}")).contains(flag));
+            }
+        }
+    }
+
+    #[test]
     fn a_bad_value_is_refused_with_its_flag() {
         let rows = [
             ("--grace", "10"),
@@ -294,6 +353,8 @@ mod tests {
             ("epoll-server --receiver-limit 300MiB", ["--memory-limit", "one connection"]),
             ("epoll-server http --body-limit 1GiB", ["--memory-limit", "one connection"]),
             ("epoll-server http --head-limit 1", ["--head-limit", "target"]),
+            ("epoll-server http --target-limit 0", ["--target-limit", "target must be at least 1"]),
+            ("epoll-server http --header-count 129", ["--header-count", "headers"]),
             ("epoll-server --line-limit 99EiB", ["--receiver-limit", "--line-limit"]),
         ];
         for (line, parts) in rows {
@@ -310,6 +371,7 @@ mod tests {
             "epoll-server --receiver-limit 16EiB --memory-limit 16EiB --line-limit 1EiB",
             "epoll-server http --head-limit 2 --body-limit 0",
             "epoll-server http --head-limit 1EiB --body-limit 1EiB --memory-limit 16EiB",
+            "epoll-server http --head-limit 100 --target-limit 16EiB",
             "epoll-server echo --memory-limit 4MiB --max-connections 1 --grace 100000000days",
         ] {
             read(line).unwrap().limits.check().unwrap();

@@ -251,11 +251,20 @@ fn the_help_names_every_flag_with_its_default_and_every_exit_code() {
     let broadcast =
         [("--line-limit", "64KiB"), ("--receiver-limit", "1MiB"), ("--slow-receivers", "disconnect")];
     let http = [
+        ("--root", "DIR"),
+        ("--list", ""),
+        ("--access-log", "FILE"),
+        ("--max-connections-per-client", "4096"),
+        ("--max-requests", "100000"),
         ("--head-limit", "16KiB"),
+        ("--target-limit", "8KiB"),
+        ("--header-count", "100"),
         ("--body-limit", "1MiB"),
         ("--header-timeout", "10s"),
-        ("--body-timeout", "1m"),
+        ("--body-timeout", "20s"),
+        ("--body-rate", "500"),
         ("--keep-alive-timeout", "1m"),
+        ("--blocking-threads", "4"),
     ];
     let general = [("broadcast", ""), ("echo", ""), ("http", ""), ("--version", "")];
     for help in ["--help", "-h"] {
@@ -266,20 +275,31 @@ fn the_help_names_every_flag_with_its_default_and_every_exit_code() {
     }
     assert_help(
         &["--help"],
-        &[("Exit codes:", "0"), ("  1", ""), ("  2", ""), ("  3", ""), ("RUST_LOG", "info")],
+        &[
+            ("Exit codes:", "0"),
+            ("  1", ""),
+            ("  2", ""),
+            ("  3", ""),
+            ("RUST_LOG", "info"),
+            ("SIGHUP", "--access-log"),
+        ],
     );
     let (code, output, _) = outcome(&["--version"]);
     assert_eq!((code, output), (0, format!("epoll-server {}", env!("CARGO_PKG_VERSION"))));
 }
 
-/// Each name is in the help, and behind it what goes with it.
+/// Each name is in the help, and behind it, before the next flag, what goes with it.
 #[track_caller]
 fn assert_help(arguments: &[&str], names: &[(&str, &str)]) {
     let (code, output, errors) = outcome(arguments);
     assert_eq!((code, errors.as_str()), (0, ""), "{arguments:?}");
     for (name, default) in names {
-        let at = output.find(name).unwrap_or_else(|| panic!("{arguments:?}: no {name} in\n{output}"));
-        assert!(output[at..].contains(default), "{arguments:?}: {name} without {default} in\n{output}");
+        // Where it is explained, and not where another flag's text has it.
+        let explained = |end| output.find(&format!("  {name}{end}"));
+        let at = explained(' ').or_else(|| explained('\n')).or_else(|| output.find(name));
+        let at = at.unwrap_or_else(|| panic!("{arguments:?}: no {name} in\n{output}"));
+        let text = output[at..].split("\n      --").next().unwrap();
+        assert!(text.contains(default), "{arguments:?}: {name} without {default} in\n{text}");
     }
 }
 
