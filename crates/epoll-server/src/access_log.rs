@@ -269,8 +269,7 @@ mod tests {
             for line in 0..1_000 {
                 log.record(&refused(200, at(round * 1_000 + line)));
             }
-            log.flush();
-            // Whatever has been handed over by now goes to the old file or the new one, in order.
+            // Some have been handed over by now and some have not: all go to the old file.
             fs::rename(&path, directory.path().join(format!("{round:03}"))).unwrap();
             log.reopen();
             let mut patience = 1_000;
@@ -284,13 +283,17 @@ mod tests {
         let mut files: Vec<_> =
             fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
-        let all: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
-        let mut expected = String::new();
+        assert_eq!(files.len(), 21);
         let mut second = Second { second: u64::MAX, text: String::new() };
-        for number in 0..20_000 {
-            expected += &format!("- - - {} \"-\" 200 - \"-\" \"-\"\n", second.text(at(number)));
+        for (round, file) in (0..).zip(&files) {
+            // Nothing comes behind the last rotation, to the one that kept its name.
+            let lines = if round < 20 { round * 1_000..(round + 1) * 1_000 } else { 0..0 };
+            let expected: String = lines
+                .map(|line| format!("- - - {} \"-\" 200 - \"-\" \"-\"\n", second.text(at(line))))
+                .collect();
+            let written = fs::read_to_string(file).unwrap();
+            assert!(written == expected, "{}: {} lines", file.display(), written.lines().count());
         }
-        assert!(all == expected, "{} lines of {}", all.lines().count(), expected.lines().count());
     }
 
     #[test]
@@ -313,6 +316,25 @@ mod tests {
         assert!(written.contains(" 404 "), "{written:?}");
     }
 
+    #[test]
+    fn buffers_come_back_to_be_filled_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = AccessLog::open(&directory.path().join("access")).unwrap();
+        let mut patience = 1_000;
+        loop {
+            log.record(&refused(200, at(0)));
+            log.flush();
+            // A new one has none before its first line.
+            if log.lines.capacity() > 0 {
+                break;
+            }
+            patience -= 1;
+            assert!(patience > 0, "each buffer is a new one");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(log.lines.is_empty(), "with lines that have been written");
+    }
+
     /// A pipe that nobody reads is a disk that does not keep up.
     #[test]
     fn a_writer_that_is_stuck_costs_lines_and_no_time() {
@@ -329,15 +351,16 @@ mod tests {
         }
         log.flush();
         assert!(log.lost > 0, "nothing is lost though nothing is read");
+        log.reopen();
+        assert!(log.reopen, "there is no room for that either, so it is kept in mind");
         let mut lost = log.lost;
         let read = thread::spawn(move || {
             let mut text = String::new();
             reader.read_to_string(&mut text).unwrap();
             text.lines().count()
         });
-        drop(writer);
         // It is told of them when there is room again.
-        let mut more = 0;
+        let (mut more, mut patience) = (0, 10_000);
         while log.lost > 0 {
             lost = log.lost;
             more += 1;
@@ -346,7 +369,15 @@ mod tests {
             log.record(&refused(200, at(0)));
             log.flush();
         }
+        while log.reopen {
+            patience -= 1;
+            assert!(patience > 0, "it is never opened anew");
+            thread::sleep(Duration::from_millis(1));
+            log.flush();
+        }
         drop(log);
+        // Only now, since until then the path has to be that of the pipe; and the reader waits for this.
+        drop(writer);
         let expected = enough + more - usize::try_from(lost).unwrap();
         assert_eq!(read.join().unwrap(), expected, "every line is written or counted as lost");
     }
