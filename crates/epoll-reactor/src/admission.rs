@@ -3,11 +3,17 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use epoll_sys::Address;
 
 use crate::connection::Connection;
 use crate::limits::Limits;
+
+/// How long telling a client that there is no room may take in all, and how many bytes of what it says meanwhile are read
+/// and discarded. [`Limits`] may say less. Whoever is not let in must not cost what one costs who is.
+pub(crate) const TELLING: Duration = Duration::from_secs(2);
+pub(crate) const HEARD_OUT: usize = 1024 * 1024;
 
 /// Invariant: what it counts are the accepted connections in the slab, each once. With no limit for an address nothing
 /// is counted.
@@ -27,9 +33,10 @@ pub(crate) enum Full {
 }
 
 impl Admission {
-    /// Whether one more from `peer` is too many, beside the `connections` there are, the refused ones among them.
+    /// Whether one more from `peer` is too many, beside the `connections` there are, those not counted that have been
+    /// refused.
     pub(crate) fn check(&self, limits: &Limits, connections: usize, peer: &Address) -> Result<(), Full> {
-        if connections.saturating_sub(self.refused) >= limits.connections {
+        if connections >= limits.connections {
             return Err(Full::Connections);
         }
         match network(peer, limits).and_then(|network| self.open.get(&network)) {

@@ -38,7 +38,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         connection.phase = Phase::Lingering;
         connection.active = now;
-        connection.read_deadline = Some(now + self.ctx.limits.linger_timeout);
+        if !connection.refused {
+            connection.read_deadline = Some(now + self.ctx.limits.linger_timeout);
+        }
         if let Some(tail) = connection.input.take() {
             self.ctx.buffered -= tail.held();
         }
@@ -72,7 +74,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                     budget = budget.saturating_sub(count);
                     connection.active = self.ctx.clock.now;
                     connection.discarded += count;
-                    if connection.discarded > self.ctx.limits.linger_bytes {
+                    if connection.discarded > connection.linger_bytes(&self.ctx.limits) {
                         self.ctx.kill(id, CloseReason::Local);
                     }
                 }
@@ -125,7 +127,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         for id in std::mem::take(&mut self.ctx.dead) {
             let Some(mut connection) = self.ctx.connections.remove(id.0) else { continue };
             let side = self.sides.get_mut(id.index()).and_then(Option::take);
-            let (fd, state) = side.map_or_else(|| (None, H::Conn::default()), |side| (side.fd, side.state));
+            let (fd, state) = side.map_or((None, None), |side| (side.fd, side.state));
             if let Some(fd) = fd {
                 freed = true;
                 self.close_descriptor(fd, connection.reset_on_close);
@@ -146,7 +148,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 bytes_unsent: unsent as u64,
                 open_for: self.ctx.now() - connection.opened,
             };
-            let reason = connection.reason.unwrap_or(CloseReason::Local);
+            let (state, reason) =
+                (state.unwrap_or_default(), connection.reason.unwrap_or(CloseReason::Local));
             self.call(|handler, ctx| handler.on_close(ctx, id, state, reason, &stats));
         }
         self.resume_listeners(freed);
@@ -190,8 +193,11 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         if self.forced || deadline <= self.ctx.now() {
             self.shutdown = Shutdown::Draining;
-            self.cut_off |= self.ctx.connections.len() > self.ctx.dead.len();
-            self.for_each_connection(|reactor, id| reactor.ctx.kill(id, CloseReason::Shutdown));
+            self.for_each_connection(|reactor, id| {
+                let connection = reactor.ctx.connections.get(id.0);
+                reactor.cut_off |= connection.is_some_and(|it| it.phase != Phase::Dead && !it.refused);
+                reactor.ctx.kill(id, CloseReason::Shutdown);
+            });
         }
     }
 

@@ -25,7 +25,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         };
         // A descriptor that epoll did not take is closed here: there is nothing to delete it from.
         let fd = fd.filter(|_| added.is_ok());
-        self.put_side(id, Side { fd, state: H::Conn::default() });
+        self.put_side(id, Side { fd, state: Some(H::Conn::default()) });
         self.ctx.arm(id);
         match added.and(progress) {
             Ok(ConnectProgress::InProgress) => (),

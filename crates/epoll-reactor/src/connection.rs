@@ -3,6 +3,7 @@
 
 use epoll_sys::{Address, Errno, Readiness, Timestamp};
 
+use crate::admission::{HEARD_OUT, TELLING};
 use crate::buffer::{InputTail, OutputQueue};
 use crate::handler::CloseReason;
 use crate::limits::Limits;
@@ -68,7 +69,7 @@ pub(crate) struct Connection {
     pub(crate) active: Timestamp,
     /// Since when output waits without the kernel having taken any.
     pub(crate) write_blocked: Option<Timestamp>,
-    /// While lingering, the end of that.
+    /// While lingering, the end of that; for one that was refused, the end of it all.
     pub(crate) read_deadline: Option<Timestamp>,
     pub(crate) timer: Option<Timestamp>,
     /// The deadline of its current entry in the timer heap.
@@ -105,6 +106,12 @@ pub(crate) enum Due {
 impl Connection {
     pub(crate) const fn accepted(peer: Address, listener: ListenerId, now: Timestamp) -> Self {
         Self::new(Phase::Open, peer, Some(listener), now)
+    }
+
+    /// One for which there is no room.
+    pub(crate) fn refused(peer: Address, listener: ListenerId, limits: &Limits, now: Timestamp) -> Self {
+        let deadline = now + limits.linger_timeout.min(TELLING);
+        Self { refused: true, read_deadline: Some(deadline), ..Self::accepted(peer, listener, now) }
     }
 
     pub(crate) const fn outbound(peer: Address, now: Timestamp) -> Self {
@@ -195,6 +202,11 @@ impl Connection {
         self.memory() + shared
     }
 
+    /// How much is read and discarded while it lingers.
+    pub(crate) fn linger_bytes(&self, limits: &Limits) -> usize {
+        if self.refused { limits.linger_bytes.min(HEARD_OUT) } else { limits.linger_bytes }
+    }
+
     /// Leaves `Connecting` or `Open`. The first reason stands.
     pub(crate) fn begin_close(&mut self, reason: CloseReason) {
         self.phase = self.phase.max(Phase::Flushing);
@@ -210,7 +222,7 @@ impl Connection {
                 let idle = limits.idle_timeout.map(|timeout| self.active + timeout);
                 [idle, self.read_deadline, stall, self.timer]
             }
-            Phase::Flushing => [stall, None, None, None],
+            Phase::Flushing => [stall, self.read_deadline.filter(|_| self.refused), None, None],
             Phase::Lingering => [Some(self.active + limits.linger_quiet), self.read_deadline, None, None],
             Phase::Dead => [None; 4],
         };
@@ -231,6 +243,7 @@ impl Connection {
                 Some(CloseReason::IdleTimeout)
             }
             Phase::Open | Phase::Flushing if stalled => Some(CloseReason::WriteStalled),
+            Phase::Flushing if self.refused && passed(self.read_deadline) => Some(CloseReason::Local),
             // The reason was set when it began to close.
             Phase::Lingering if passed(self.read_deadline) || after(self.active, limits.linger_quiet) => {
                 Some(CloseReason::Local)

@@ -115,7 +115,8 @@ impl Ctx {
     /// Connections that have not been closed, those still connecting or closing among them.
     #[must_use]
     pub const fn connections(&self) -> usize {
-        self.connections.len()
+        // Whoever is turned away has a slot meanwhile, and is no connection of the handler's.
+        self.connections.len().saturating_sub(self.admission.refused)
     }
 
     /// Bytes of input and output held for all connections, those [accounted for](Self::account) among them; at
@@ -148,7 +149,7 @@ impl Ctx {
     ///
     /// `None` if [`Limits::connections`] are open already, or the loop is draining.
     pub fn connect(&mut self, address: Address) -> Option<ConnId> {
-        if self.connections.len() >= self.limits.connections || self.is_draining() {
+        if self.connections() >= self.limits.connections || self.is_draining() {
             return None;
         }
         let connection = Connection::outbound(address, self.now());

@@ -15,13 +15,16 @@ pub struct Limits {
     /// Default: 100,000.
     pub connections: usize,
     /// Accepted connections that one client address may have open; `usize::MAX` for any number. An IPv6 client counts by
-    /// its network of 64 bits; those of Unix sockets do not count.
+    /// its network of 64 bits, a mapped IPv4 one as what it is; those of Unix sockets do not count. One that is being
+    /// closed counts until its slot is free, at the end of a turn: leave a client that comes back at once some room.
     ///
     /// Default: `usize::MAX`.
     pub connections_per_address: usize,
     /// What a client is told for whom one of these limits leaves no room, before its connection is closed. Empty: it is
-    /// closed at once. Some may be told at a time (a sixteenth of `connections`, and 16), each for as long as any
-    /// connection [lingers](Self::linger_quiet), beyond `connections`; the handler never hears of them.
+    /// closed at once. Some may be told at a time (a sixteenth of `connections`, and 16), beyond `connections`: each
+    /// takes a descriptor meanwhile. It [lingers](Self::linger_quiet) like any connection, but for 2 s at most from the
+    /// beginning and 1 MiB. Further ones are closed at once, and so they are where there is no
+    /// [`memory`](Self::memory) for the words. The handler never hears of any.
     ///
     /// Default: `&[]`.
     pub refusal: &'static [u8],

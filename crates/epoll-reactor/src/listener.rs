@@ -29,6 +29,8 @@ pub(crate) struct Listener<F> {
     in_trouble: bool,
     /// When the log was last told so.
     reported: Option<Timestamp>,
+    /// When the log was last told that some client has too many connections, which is no trouble of the listener's.
+    crowded: Option<Timestamp>,
 }
 
 /// An error that takes a connection off the queue comes once for each. Where so many come in a row, it may be one
@@ -43,7 +45,16 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<F> Listener<F> {
     pub(crate) const fn new(fd: F, address: Address) -> Self {
-        Self { fd, address, in_ready: false, paused: None, failures: 0, in_trouble: false, reported: None }
+        Self {
+            fd,
+            address,
+            in_ready: false,
+            paused: None,
+            failures: 0,
+            in_trouble: false,
+            reported: None,
+            crowded: None,
+        }
     }
 
     /// A connection is pending; says whether to accept now, which on the ready list or paused comes later.
@@ -119,13 +130,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// Opens an accepted connection, if there is room for it. Otherwise its descriptor is closed here, before
     /// anything has been spent on it.
     fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address) -> Accepted {
-        let open = self.ctx.connections.len();
+        let open = self.ctx.connections();
         if let Err(full) = self.ctx.admission.check(&self.ctx.limits, open, &peer) {
             self.turn_away(listener, fd, peer, full);
             return Accepted::One;
         }
         let connection = Connection::accepted(peer, ListenerId(listener), self.ctx.now());
-        let id = match self.install(connection, fd) {
+        let id = match self.install(connection, fd, Some(H::Conn::default())) {
             Ok(id) => id,
             Err(errno) => {
                 self.ctx.counters.shed += 1;
@@ -149,13 +160,18 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     /// Gives an accepted descriptor its slot and its events. It is closed if there are none.
-    fn install(&mut self, connection: Connection, fd: K::Fd) -> Result<ConnId, Errno> {
+    fn install(
+        &mut self,
+        connection: Connection,
+        fd: K::Fd,
+        state: Option<H::Conn>,
+    ) -> Result<ConnId, Errno> {
         let id = ConnId(self.ctx.connections.insert(connection).ok_or(Errno::ENOMEM)?);
         if let Err(errno) = self.kernel.add(&fd, Interest::Stream, id.as_u64()) {
             self.ctx.connections.remove(id.0);
             return Err(errno);
         }
-        self.put_side(id, Side { fd: Some(fd), state: H::Conn::default() });
+        self.put_side(id, Side { fd: Some(fd), state });
         Ok(id)
     }
 
@@ -169,19 +185,23 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.report(listener, &format_args!("{limit} connections are open; closing new ones"));
             }
             Full::Address => {
-                let limit = limits.connections_per_address;
-                self.report(listener, &format_args!("{peer} has {limit} connections open; closing new ones"));
+                self.ctx.counters.shed_by_address += 1;
+                self.report_crowd(listener, &peer);
             }
         }
-        if !self.ctx.admission.may_refuse(&self.ctx.limits) {
+        let (limits, now) = (&self.ctx.limits, self.ctx.now());
+        let refusal = limits.refusal;
+        // It must not be at the cost of those who have been let in.
+        let fits = self.ctx.buffered().saturating_add(refusal.len()) <= limits.memory;
+        if !fits || !self.ctx.admission.may_refuse(limits) {
             return;
         }
-        let connection = Connection::accepted(peer, ListenerId(listener), self.ctx.now());
-        if let Ok(id) = self.install(Connection { refused: true, ..connection }, fd) {
+        let connection = Connection::refused(peer, ListenerId(listener), limits, now);
+        if let Ok(id) = self.install(connection, fd, None) {
             self.ctx.admission.refused += 1;
-            let refusal = self.ctx.limits.refusal;
             self.ctx.enqueue(id, refusal.len(), |queue| queue.push_copy(refusal));
             self.ctx.end(id, CloseReason::Local);
+            self.ctx.arm(id);
         }
     }
 
@@ -224,6 +244,18 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             listener.in_trouble = true;
             listener.reported = Some(now);
             log::warn!("{}: {what}", listener.address);
+        }
+    }
+
+    /// Logs that `peer` has too many connections, once in a while, whoever it is. It says nothing of the listener, and
+    /// so must not keep what does out of the log.
+    fn report_crowd(&mut self, token: Token, peer: &Address) {
+        let (now, limit) = (self.ctx.now(), self.ctx.limits.connections_per_address);
+        if let Some(listener) = self.listener_mut(token)
+            && listener.crowded.is_none_or(|at| now - at >= REPORT_INTERVAL)
+        {
+            listener.crowded = Some(now);
+            log::info!("{}: {peer} has {limit} connections open; closing new ones", listener.address);
         }
     }
 

@@ -64,7 +64,8 @@ const MOST_TURNS_UNTOLD: u32 = 64;
 pub(crate) struct Side<F, C> {
     /// `None` until an outbound connection has been started.
     pub(crate) fd: Option<F>,
-    pub(crate) state: C,
+    /// `None` for one that was refused: no callback is called for it.
+    pub(crate) state: Option<C>,
 }
 
 /// Everything with a descriptor that is not a connection.

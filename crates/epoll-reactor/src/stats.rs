@@ -18,6 +18,8 @@ pub struct Counters {
     pub connected: u64,
     /// Clients accepted only to be closed: over the limit of connections, or out of descriptors.
     pub shed: u64,
+    /// Those of them whose address had as many connections as it may have.
+    pub shed_by_address: u64,
     /// Times a listener paused for want of descriptors or kernel memory.
     pub accept_pauses: u64,
     /// Connections closed.

@@ -290,9 +290,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         id: ConnId,
         call: impl FnOnce(&mut H, &mut Ctx, &mut H::Conn) -> R,
     ) -> Option<R> {
-        let side = self.sides.get_mut(id.index())?.as_mut()?;
+        let state = self.sides.get_mut(id.index())?.as_mut()?.state.as_mut()?;
         self.ctx.current = Some(id);
-        let (handler, state) = (&mut self.handler, &mut side.state);
+        let handler = &mut self.handler;
         let result = guarded(&mut self.ctx, |ctx| call(handler, ctx, state));
         if result.is_some() {
             self.send_direct(id);

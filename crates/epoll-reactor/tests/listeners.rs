@@ -389,3 +389,22 @@ fn running_out_is_logged_once_while_it_lasts_and_seldom_if_it_comes_and_goes() {
     }
     assert!(LOGGED.with_borrow(|logged| logged[0].contains("127.0.0.1")), "it says where");
 }
+
+#[test]
+fn one_client_that_has_too_many_connections_does_not_hide_real_trouble_from_the_log() {
+    assert_eq!(warnings(), 0);
+    let limits = Limits { connections_per_address: 1, ..Limits::default() };
+    let mut harness = Harness::with(Script::default(), limits);
+    let (first, id) = harness.open();
+    harness.stop_clock();
+    let mut second = harness.connect();
+    assert!(harness.receive_all(&mut second).0.is_empty());
+    assert_eq!(warnings(), 0, "that is no trouble of the listener's");
+    drop(first);
+    harness.closed(id);
+    harness.kernel.fail(Method::Accept, Errno::EMFILE, 2);
+    let _waiting = harness.connect();
+    harness.settle();
+    assert_eq!(warnings(), 1);
+    LOGGED.with_borrow(|logged| assert!(logged[0].contains("not accepting"), "{logged:?}"));
+}
