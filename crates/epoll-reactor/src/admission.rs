@@ -39,8 +39,9 @@ impl Admission {
         if connections >= limits.connections {
             return Err(Full::Connections);
         }
-        match network(peer, limits).and_then(|network| self.open.get(&network)) {
-            Some(open) if *open >= limits.connections_per_address => Err(Full::Address),
+        let open = network(peer, limits).map(|network| self.open.get(&network).copied().unwrap_or_default());
+        match open {
+            Some(open) if open >= limits.connections_per_address => Err(Full::Address),
             _ => Ok(()),
         }
     }

@@ -24,7 +24,7 @@ pub struct Limits {
     /// closed at once. Some may be told at a time (a sixteenth of `connections`, and 16), beyond `connections`: each
     /// takes a descriptor meanwhile. It [lingers](Self::linger_quiet) like any connection, but for 2 s at most from the
     /// beginning and 1 MiB. Further ones are closed at once, and so they are where there is no
-    /// [`memory`](Self::memory) for the words. The handler never hears of any.
+    /// [`memory`](Self::memory) for the words. The handler never hears of any. At most [`output`](Self::output) long.
     ///
     /// Default: `&[]`.
     pub refusal: &'static [u8],
@@ -203,6 +203,13 @@ impl Limits {
                 self.output_high_water, self.output
             )));
         }
+        if self.refusal.len() > self.output {
+            return Err(LimitsError(format!(
+                "refusal ({} bytes) must not be above output ({})",
+                self.refusal.len(),
+                self.output
+            )));
+        }
         for (value, name) in [(self.tick, "tick"), (Some(self.accept_retry), "accept_retry")] {
             if value == Some(Duration::ZERO) {
                 return Err(LimitsError(format!("{name} must not be zero")));
@@ -238,6 +245,7 @@ mod tests {
             (Limits { output: 1, ..Limits::default() }, "output_high_water"),
             (Limits { tick: Some(Duration::ZERO), ..Limits::default() }, "tick"),
             (Limits { accept_retry: Duration::ZERO, ..Limits::default() }, "accept_retry"),
+            (Limits { refusal: &[0; 5 * 1024 * 1024], ..Limits::default() }, "refusal"),
         ];
         for (limits, name) in broken {
             assert!(limits.check().unwrap_err().to_string().contains(name), "{name}");

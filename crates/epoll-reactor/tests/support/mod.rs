@@ -105,6 +105,8 @@ impl Harness {
     pub(crate) fn check(&mut self) {
         let violations = std::mem::take(&mut self.script().violations);
         assert!(violations.is_empty(), "{violations:#?}");
+        #[cfg(feature = "sim")]
+        self.ctx().audit().unwrap();
         let panics = self.ctx().counters().panics;
         assert!(self.allow_panics || panics == 0, "a callback panicked");
     }
