@@ -2,7 +2,7 @@
 //! types but strings.
 
 use std::borrow::Cow;
-use std::cmp::Reverse;
+use std::cmp::Ordering;
 use std::fmt;
 use std::io;
 
@@ -57,8 +57,7 @@ struct Route<T> {
 
 type Answer<T> = Box<dyn FnMut(&mut T, &Request<'_>, &Parameters<'_>, &mut Response)>;
 
-/// Ordered by how much they match: least first.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug)]
 enum Segment {
     Rest(String),
     One(String),
@@ -93,11 +92,10 @@ impl<T: Service> Router<T> {
     ) -> Result<&mut Self, RouteError> {
         let segments =
             parse_pattern(pattern).map_err(|why| RouteError { pattern: pattern.to_owned(), why })?;
-        let place = match self.routes.iter().position(|route| same_paths(&route.pattern, &segments)) {
+        let place = match self.routes.iter().position(|route| by_reach(&route.pattern, &segments).is_eq()) {
             Some(place) => place,
             None => {
-                let new = Reverse(&segments);
-                let place = self.routes.partition_point(|route| Reverse(&route.pattern) <= new);
+                let place = self.routes.partition_point(|route| by_reach(&route.pattern, &segments).is_ge());
                 self.routes.insert(place, Route { pattern: segments, methods: Vec::new() });
                 place
             }
@@ -274,6 +272,15 @@ fn parse_pattern(pattern: &str) -> Result<Vec<Segment>, &'static str> {
 }
 
 impl Segment {
+    /// Which of two literals is above the other is of no matter, but that one is.
+    const fn rank(&self) -> (u8, &str) {
+        match self {
+            Self::Rest(_) => (0, ""),
+            Self::One(_) => (1, ""),
+            Self::Literal(text) => (2, text.as_str()),
+        }
+    }
+
     fn name(&self) -> Option<&str> {
         match self {
             Self::Rest(name) | Self::One(name) => Some(name),
@@ -282,13 +289,11 @@ impl Segment {
     }
 }
 
-/// Whether two patterns match the same paths: they differ in names at most.
-fn same_paths(one: &[Segment], other: &[Segment]) -> bool {
-    one.len() == other.len()
-        && one.iter().zip(other).all(|pair| match pair {
-            (Segment::Literal(one), Segment::Literal(other)) => one == other,
-            (one, other) => std::mem::discriminant(one) == std::mem::discriminant(other),
-        })
+/// The pattern that wins where both match is the greater one, by the first segment in which they differ: a literal is
+/// above a name for one segment, and that above one for any rest. What the names are says nothing, so patterns that
+/// match the same paths are equal.
+fn by_reach(one: &[Segment], other: &[Segment]) -> Ordering {
+    one.iter().map(Segment::rank).cmp(other.iter().map(Segment::rank))
 }
 
 fn matches(pattern: &[Segment], path: &str) -> bool {
@@ -412,6 +417,62 @@ mod tests {
         }
         for target in ["/q/", "/q/c", "/x/y", "//", "/x//z", "/q/b/"] {
             assert_eq!(ask(&mut router(), "GET", target).0, 404, "{target}");
+        }
+    }
+
+    /// Whatever the names are, and whichever was added first.
+    #[test]
+    fn the_more_literal_route_wins_whatever_the_names_and_the_order_of_adding() {
+        // Each shadows those behind it, for the path.
+        let cases: [(&str, &[&str]); 5] = [
+            (
+                "/o/settings",
+                &["/o/settings", "/o/NAME", "/NAME/settings", "/NAME/OTHER", "/NAME/REST...", "/REST..."],
+            ),
+            (
+                "/a/b/c",
+                &["/a/b/c", "/a/b/NAME", "/a/NAME/c", "/a/NAME/OTHER", "/a/NAME/REST...", "/a/REST..."],
+            ),
+            (
+                "/a/b/c",
+                &["/NAME/b/c", "/NAME/b/OTHER", "/NAME/b/REST...", "/NAME/OTHER/c", "/NAME/OTHER/REST..."],
+            ),
+            (
+                "/v/1/x/2",
+                &["/v/NAME/x/OTHER", "/v/NAME/x/REST...", "/v/NAME/REST...", "/v/REST...", "/NAME/1/x/2"],
+            ),
+            ("/a/", &["/a/", "/a/REST...", "/NAME/", "/NAME/REST...", "/REST..."]),
+        ];
+        let named = |pattern: &str, [name, other, rest]: [&str; 3]| {
+            let segment = |segment: &str| match segment {
+                "NAME" => format!("{{{name}}}"),
+                "OTHER" => format!("{{{other}}}"),
+                "REST..." => format!("{{{rest}...}}"),
+                literal => literal.to_owned(),
+            };
+            pattern.split('/').map(segment).collect::<Vec<_>>().join("/")
+        };
+        let names = [["a", "m", "z"], ["z", "m", "a"], ["m", "a", "z"], ["m", "z", "a"]];
+        for (path, patterns) in cases {
+            for (better, worse) in (0..patterns.len())
+                .flat_map(|better| (better + 1..patterns.len()).map(move |worse| (better, worse)))
+            {
+                for (name, other) in
+                    names.iter().flat_map(|name| names.iter().map(move |other| (name, other)))
+                {
+                    let [better, worse] = [named(patterns[better], *name), named(patterns[worse], *other)];
+                    for order in [[&better, &worse], [&worse, &better]] {
+                        let mut router = Router::new(State);
+                        for pattern in order {
+                            let answer = pattern.clone();
+                            router
+                                .get(pattern, move |_, _, _, response| response.set_body(answer.as_bytes()))
+                                .unwrap();
+                        }
+                        assert_eq!(ask(&mut router, "GET", path).2, better, "{path} of {order:?}");
+                    }
+                }
+            }
         }
     }
 
