@@ -73,7 +73,7 @@ impl AccessLog {
         out.extend_from_slice(self.second.text(answered.time).as_bytes());
         out.extend_from_slice(b" \"");
         match answered.request {
-            Ok(request) => {
+            Some(request) => {
                 escape(request.method().as_bytes(), out);
                 out.push(b' ');
                 escape(request.target().as_bytes(), out);
@@ -82,7 +82,7 @@ impl AccessLog {
                     epoll_protocols::http1::Version::Http11 => b" HTTP/1.1",
                 });
             }
-            Err(_) => out.push(b'-'),
+            None => out.push(b'-'),
         }
         let mut number = itoa::Buffer::new();
         out.extend_from_slice(b"\" ");
@@ -94,7 +94,7 @@ impl AccessLog {
         }
         for name in ["referer", "user-agent"] {
             out.extend_from_slice(b" \"");
-            let value = answered.request.ok().and_then(|request| request.header(name));
+            let value = answered.request.and_then(|request| request.header(name));
             escape(value.unwrap_or(b"-"), out);
             out.push(b'"');
         }
@@ -219,7 +219,8 @@ mod tests {
 
     fn refused(status: u16, time: SystemTime) -> Answered<'static> {
         static CLIENT: Address = Address::UnixUnnamed;
-        Answered { client: &CLIENT, request: Err(Rejection::NotHttp), time, status, body_bytes: 0 }
+        let rejection = Some(Rejection::NotHttp);
+        Answered { client: &CLIENT, request: None, rejection, time, status, body_bytes: 0 }
     }
 
     fn at(seconds: u64) -> SystemTime {

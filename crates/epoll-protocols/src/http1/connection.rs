@@ -15,7 +15,7 @@ use super::request::Request;
 use super::response::is_token_byte;
 use super::sending::Sending;
 use super::service::{BodyFlow, BodyMode, RequestId, Service};
-use answering::{Asked, end_sending};
+use answering::Asked;
 
 mod answering;
 
@@ -24,10 +24,23 @@ mod answering;
 #[derive(Default)]
 pub struct Connection {
     phase: Phase,
-    /// Input was left unread because the output was full.
+    /// Input was left unread: the output was full, or an answer has to come first.
     backlog: bool,
     draining: bool,
+    owed: Owed,
     answered: u64,
+}
+
+/// The exchange whose end the service is to be told. It is told of it, and no more, whichever callback panics: this
+/// outlives the phase, and is settled before the call.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Owed {
+    #[default]
+    Nothing,
+    /// That of the request being received, whose body is streamed.
+    Request,
+    /// That of the last request for which the service was called.
+    Answer,
 }
 
 enum Phase {
@@ -88,9 +101,9 @@ impl Connection {
     ) -> Progress {
         let batch = exchange.limits.output_batch.max(1);
         let mut rest = input;
-        self.backlog = false;
         loop {
             let consumed = input.len() - rest.len();
+            self.backlog = !rest.is_empty();
             match self.phase {
                 Phase::Closed => return Progress { consumed: input.len(), next: Next::Close(None) },
                 Phase::Deferred(_) | Phase::Sending(_) => return Progress { consumed, next: Next::Wait },
@@ -101,7 +114,6 @@ impl Connection {
                 return Progress { consumed, next: Next::MoreInput };
             }
             if exchange.output.waiting() >= batch {
-                self.backlog = true;
                 return Progress { consumed, next: Next::OutputFull };
             }
             match self.advance(rest, exchange) {
@@ -109,9 +121,13 @@ impl Connection {
                 Ok((_, Flow::Stop(next @ (Next::Close(_) | Next::Abort)))) => {
                     return Progress { consumed: input.len(), next };
                 }
-                Ok((used, Flow::Stop(next))) => return Progress { consumed: consumed + used, next },
+                Ok((used, Flow::Stop(next))) => {
+                    // An unfinished head is told by its phase.
+                    self.backlog = next != Next::MoreInput && used < rest.len();
+                    return Progress { consumed: consumed + used, next };
+                }
                 Err(rejection) => {
-                    let next = self.reject(rejection, exchange);
+                    let next = self.reject(rejection, rest, exchange);
                     return Progress { consumed: input.len(), next };
                 }
             }
@@ -215,14 +231,20 @@ impl Connection {
 
     /// The client is gone. The service is told of what was under way.
     pub fn abandon<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) {
-        match std::mem::replace(&mut self.phase, Phase::Closed) {
-            Phase::Body(pending) if pending.streamed => {
-                exchange.service.on_end(self.request_id(exchange), false);
-            }
-            Phase::Deferred(deferred) => exchange.service.on_end(deferred.id, false),
-            Phase::Sending(sending) => end_sending(&sending, false, exchange),
-            Phase::Head { .. } | Phase::Body(_) | Phase::Closed => {}
+        if let Phase::Sending(sending) = std::mem::replace(&mut self.phase, Phase::Closed) {
+            sending.log(exchange);
         }
+        self.tell_end(false, exchange);
+    }
+
+    /// Tells the service that the exchange under way has ended, if it is one that it follows.
+    fn tell_end<S: Service, O>(&mut self, complete: bool, exchange: &mut Exchange<'_, S, O>) {
+        let number = match std::mem::take(&mut self.owed) {
+            Owed::Nothing => return,
+            Owed::Request => self.answered,
+            Owed::Answer => self.answered.saturating_sub(1),
+        };
+        exchange.service.on_end(RequestId { connection: exchange.connection, number }, complete);
     }
 
     /// From now on there is one response more, to the request being received or the next one, and it says
@@ -342,7 +364,7 @@ impl Connection {
         let framing = framing(&request)?;
         let request = Request { id: self.request_id(exchange), client: exchange.client, ..request };
         if framing.body == BodyLength::Known(0) {
-            return Ok((0, self.answer(head, &request, framing, false, exchange)));
+            return Ok((0, self.answer(head, &request, framing, exchange)));
         }
         let (streamed, limit) = match exchange.service.body_mode(&request) {
             BodyMode::Collect => (false, exchange.limits.body),
@@ -354,14 +376,13 @@ impl Connection {
             && length <= limit as u64
             && let Some(body) = usize::try_from(length).ok().and_then(|length| after.get(..length))
         {
-            let flow = self.answer(head, &Request { body, ..request }, framing, false, exchange);
+            let flow = self.answer(head, &Request { body, ..request }, framing, exchange);
             return Ok((body.len(), flow));
         }
-        let pending = Pending::new(head, framing, streamed, limit).inspect_err(|_| {
-            if streamed {
-                exchange.service.on_end(request.id, false);
-            }
-        })?;
+        if streamed {
+            self.owed = Owed::Request;
+        }
+        let pending = Pending::new(head, framing, streamed, limit)?;
         // RFC 9110 section 10.1.1: not needed once the client has begun to send the body.
         if framing.expects_continue && after.is_empty() {
             exchange.output.copy(CONTINUE);
@@ -376,11 +397,20 @@ impl Connection {
         mut pending: Box<Pending>,
         exchange: &mut Exchange<'_, S, O>,
     ) -> Result<(usize, Flow), Rejection> {
-        let result = pending.receive(input, exchange.limits);
-        if pending.streamed {
-            self.pass_on(&mut pending, result.err(), exchange)?;
+        let mut result = pending.receive(input, exchange.limits);
+        if pending.streamed
+            && let Err(rejection) = self.pass_on(&mut pending, result.err(), exchange)
+        {
+            result = Err(rejection);
         }
-        let (used, whole) = result?;
+        let (used, whole) = match result {
+            Ok(received) => received,
+            Err(rejection) => {
+                // Its head says what is refused.
+                self.phase = Phase::Body(pending);
+                return Err(rejection);
+            }
+        };
         if whole && !pending.paused {
             return Ok((used, self.answer_pending(&pending, exchange)?));
         }
@@ -407,7 +437,6 @@ impl Connection {
             BodyFlow::Continue | BodyFlow::Pause => fault,
         };
         if let Some(rejection) = refused {
-            exchange.service.on_end(id, false);
             return Err(rejection);
         }
         pending.paused = flow == BodyFlow::Pause;

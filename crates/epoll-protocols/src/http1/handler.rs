@@ -109,6 +109,12 @@ impl<S: Service> Http<S> {
         &self.service
     }
 
+    /// The service, to give it what there is only once the reactor is made, such as its
+    /// [`remote`](epoll_reactor::Reactor::remote).
+    pub const fn service_mut(&mut self) -> &mut S {
+        &mut self.service
+    }
+
     /// Runs one step of the codec, its answers going to `id`. `None` if that is gone, or the answers could not be
     /// sent; the connection is then at its end.
     fn step<R>(
@@ -398,6 +404,10 @@ impl Output for Answers<'_> {
     /// Everything is full once a part has been refused, so that no further request is read.
     fn waiting(&self) -> usize {
         if self.refused { usize::MAX } else { self.ctx.queued(self.id) }
+    }
+
+    fn refused(&self) -> bool {
+        self.refused
     }
 }
 

@@ -21,6 +21,12 @@ pub trait Output {
 
     /// How many bytes wait to be sent, to be held against [`HttpLimits::output_batch`](super::HttpLimits::output_batch).
     fn waiting(&self) -> usize;
+
+    /// Whether something was not taken, for want of room: the answer it is of will never be whole, and nothing may be
+    /// appended to it. By default everything is taken.
+    fn refused(&self) -> bool {
+        false
+    }
 }
 
 /// Sending this now would wait for the disk.

@@ -194,6 +194,11 @@ impl Response {
         self.close = true;
     }
 
+    /// Whether nothing of it is still to come from the service or a thread.
+    pub(super) const fn is_ready(&self) -> bool {
+        !matches!(self.body, Body::Stream(_) | Body::Deferred | Body::Blocking(_))
+    }
+
     /// Makes it as it was at the start.
     pub fn clear(&mut self) {
         self.status = None;

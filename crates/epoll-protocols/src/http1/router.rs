@@ -80,6 +80,11 @@ impl<T: Service> Router<T> {
         &self.service
     }
 
+    /// The same, to change it: see [`Http::service_mut`](super::Http::service_mut).
+    pub const fn service_mut(&mut self) -> &mut T {
+        &mut self.service
+    }
+
     /// Has `answer` answer requests with `method` and a path like `pattern`.
     ///
     /// # Errors

@@ -25,8 +25,6 @@ pub(super) struct Sending {
     pub(super) status: u16,
     pub(super) persistence: Persistence,
     pub(super) body_bytes: u64,
-    /// The service is to be told of its end.
-    pub(super) followed: bool,
     pub(super) rest: Rest,
 }
 

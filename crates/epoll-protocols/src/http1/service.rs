@@ -55,12 +55,16 @@ pub trait Service {
     }
 
     /// An exchange has ended whose answer was put off or streamed, or whose body came in pieces: exactly once for each.
-    /// `complete` if the answer has been handed over whole; otherwise the client is gone, or was refused.
+    /// `complete` if the answer has been handed over whole; otherwise the client is gone or was refused, a method of
+    /// the service panicked, or the loop's limits had no room for the answer. It is the last that is said of a
+    /// request, behind [`on_answer`](Self::on_answer). A `call` that panics has put nothing off and begun no stream, so
+    /// it is followed by `on_end` only if the body came in pieces.
     fn on_end(&mut self, id: RequestId, complete: bool) {
         let _ = (id, complete);
     }
 
-    /// An answer has been handed over, whole or as far as it went: for access logs.
+    /// An answer has been handed over, whole or as far as it went: for access logs. Before
+    /// [`on_end`](Self::on_end), if that follows. Not called for an answer of which nothing was sent.
     fn on_answer(&mut self, answer: &Answered<'_>) {
         let _ = answer;
     }
@@ -134,8 +138,10 @@ pub enum BodyFlow {
 pub struct Answered<'a> {
     /// The peer's address.
     pub client: &'a Address,
-    /// What was asked, or why that never became a request.
-    pub request: Result<&'a Request<'a>, Rejection>,
+    /// What was asked, without its body if that was refused. `None` if not even the head could be understood.
+    pub request: Option<&'a Request<'a>>,
+    /// Why it was refused, if the service was not asked to answer it.
+    pub rejection: Option<Rejection>,
     /// When, to the second: as in its `Date`.
     pub time: SystemTime,
     /// The status sent.

@@ -135,7 +135,7 @@ impl Service for Scripted {
         let mut seen = self.0.borrow_mut();
         seen.answers.push((answer.status, answer.body_bytes));
         let named = |client: &Address| matches!(client, Address::Tcp(_));
-        let request_named = answer.request.map_or(true, |request| named(request.client()));
+        let request_named = answer.request.is_none_or(|request| named(request.client()));
         seen.unnamed += usize::from(!named(answer.client) || !request_named);
     }
 

@@ -6,27 +6,29 @@ use super::super::encode::{Persistence, Terms, encode};
 use super::super::exchange::{Exchange, Next, Stage};
 use super::super::framing::Framing;
 use super::super::output::Output;
-use super::super::parse::{header_slots, parse_head};
+use super::super::parse::{as_http11, find_head_end, header_slots, parse_head};
 use super::super::reject::Rejection;
 use super::super::request::{Request, Version};
 use super::super::response::Body;
 use super::super::sending::{Sending, Step};
 use super::super::service::{Answered, RequestId, Service};
-use super::{Connection, Deferred, Flow, Phase};
+use super::{Connection, Deferred, Flow, Owed, Phase};
 
 impl Connection {
-    /// Has the service answer a request that is whole; one whose body was `streamed` is followed to its end.
+    /// Has the service answer a request that is whole.
     pub(super) fn answer<S: Service, O: Output>(
         &mut self,
         head: &[u8],
         request: &Request<'_>,
         framing: Framing,
-        streamed: bool,
         exchange: &mut Exchange<'_, S, O>,
     ) -> Flow {
         exchange.response.clear();
         exchange.service.call(request, exchange.response);
         self.answered += 1;
+        if self.owed == Owed::Request || !exchange.response.is_ready() {
+            self.owed = Owed::Answer;
+        }
         let last = self.draining || self.answered >= exchange.limits.requests;
         let terms = Terms {
             persistence: if last { Persistence::Close } else { framing.persistence },
@@ -40,7 +42,7 @@ impl Connection {
                 _ => None,
             },
             _ => {
-                let asked = Asked::Request { request, head, followed: streamed };
+                let asked = Asked::Request { request, head };
                 return match self.write(request.id, terms, asked, exchange) {
                     Next::MoreInput => Flow::Continue,
                     next => Flow::Stop(next),
@@ -62,7 +64,7 @@ impl Connection {
         let mut slots = header_slots();
         let request = parse_head(head, &mut slots, exchange.limits)?;
         let request = Request { body, id: self.request_id(exchange), client: exchange.client, ..request };
-        Ok(self.answer(head, &request, pending.framing, pending.streamed, exchange))
+        Ok(self.answer(head, &request, pending.framing, exchange))
     }
 
     /// Answers a request whose body was whole when the service asked for a pause.
@@ -73,7 +75,7 @@ impl Connection {
         match self.answer_pending(&pending, exchange) {
             Ok(Flow::Continue) => Next::MoreInput,
             Ok(Flow::Stop(next)) => next,
-            Err(rejection) => self.reject(rejection, exchange),
+            Err(rejection) => self.reject(rejection, &[], exchange),
         }
     }
 
@@ -89,20 +91,23 @@ impl Connection {
         let terms =
             Terms { persistence: if close { Persistence::Close } else { terms.persistence }, ..terms };
         // A stream that is not sent, as to HEAD, has an end too: the service cannot tell it from others.
-        let followed = asked.is_followed() || matches!(exchange.response.body, Body::Stream(_));
+        if matches!(exchange.response.body, Body::Stream(_)) {
+            self.owed = Owed::Answer;
+        }
         let encoded = encode(exchange.response, exchange.date, terms, exchange.output);
+        if exchange.output.refused() {
+            return self.not_sent(exchange);
+        }
         // What was sent, which need not be what was set.
         let status = exchange.response.status();
         let persistence = encoded.persistence;
         let Some(rest) = encoded.rest else {
             asked.log(id, status, encoded.body_bytes, exchange);
-            if followed {
-                exchange.service.on_end(id, true);
-            }
+            self.tell_end(true, exchange);
             return self.after_answer(persistence);
         };
         let head = asked.into_head();
-        let sending = Sending { id, head, status, persistence, body_bytes: 0, followed, rest };
+        let sending = Sending { id, head, status, persistence, body_bytes: 0, rest };
         self.phase = Phase::Sending(Box::new(sending));
         self.send(exchange)
     }
@@ -111,7 +116,12 @@ impl Connection {
     pub(super) fn send<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
         let Phase::Sending(sending) = &mut self.phase else { return Next::MoreInput };
         let batch = exchange.limits.output_batch.max(1);
-        let step = sending.go_on(batch, exchange.service, exchange.output);
+        let before = sending.body_bytes;
+        let mut step = sending.go_on(batch, exchange.service, exchange.output);
+        if exchange.output.refused() {
+            sending.body_bytes = before;
+            step = Step::Abort;
+        }
         match step {
             Step::OutputFull => return Next::OutputFull,
             Step::Wait => return Next::Wait,
@@ -120,11 +130,17 @@ impl Connection {
         }
         let complete = step == Step::Complete;
         let persistence = sending.persistence;
-        end_sending(sending, complete, exchange);
-        if complete {
-            return self.after_answer(persistence);
+        if let Phase::Sending(sending) = std::mem::replace(&mut self.phase, Phase::Closed) {
+            sending.log(exchange);
         }
+        self.tell_end(complete, exchange);
+        if complete { self.after_answer(persistence) } else { Next::Abort }
+    }
+
+    /// Nothing of an answer has gone out, and nothing can follow it.
+    fn not_sent<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
         self.phase = Phase::Closed;
+        self.tell_end(false, exchange);
         Next::Abort
     }
 
@@ -145,10 +161,7 @@ impl Connection {
         exchange: &mut Exchange<'_, S, O>,
     ) -> Next {
         match self.stage() {
-            Stage::Head | Stage::Body => {
-                self.abandon(exchange);
-                self.reject(rejection, exchange)
-            }
+            Stage::Head | Stage::Body => self.reject(rejection, &[], exchange),
             Stage::Idle | Stage::Answering | Stage::Closed => {
                 self.abandon(exchange);
                 Next::Close(None)
@@ -156,26 +169,38 @@ impl Connection {
         }
     }
 
+    /// Answers with `rejection`; `input` begins with the head that is refused, unless its body is arriving.
     pub(super) fn reject<S: Service, O: Output>(
         &mut self,
         rejection: Rejection,
+        input: &[u8],
         exchange: &mut Exchange<'_, S, O>,
     ) -> Next {
-        self.phase = Phase::Closed;
+        let phase = std::mem::replace(&mut self.phase, Phase::Closed);
         exchange.response.clear();
         exchange.response.set_status(rejection.status());
         let terms = Terms { persistence: Persistence::Close, head_only: false, http10: false };
         encode(exchange.response, exchange.date, terms, exchange.output);
-        let status = exchange.response.status();
-        let answer = Answered {
-            client: exchange.client,
-            time: exchange.date.time(),
-            request: Err(rejection),
-            status,
-            body_bytes: 0,
+        if exchange.output.refused() {
+            return self.not_sent(exchange);
+        }
+        let head = match &phase {
+            Phase::Body(pending) => pending.parts().0,
+            _ => match find_head_end(input, 0, exchange.limits.head) {
+                Ok(Some(end)) => input.get(..end).unwrap_or_default(),
+                Ok(None) | Err(_) => &[],
+            },
         };
-        exchange.service.on_answer(&answer);
+        let id = self.request_id(exchange);
+        log_head(id, head, exchange.response.status(), 0, Some(rejection), exchange);
+        self.tell_end(false, exchange);
         Next::Close(Some(rejection))
+    }
+}
+
+impl Sending {
+    pub(super) fn log<S: Service, O>(&self, exchange: &mut Exchange<'_, S, O>) {
+        log_head(self.id, &self.head, self.status, self.body_bytes, None, exchange);
     }
 }
 
@@ -184,21 +209,12 @@ pub(super) enum Asked<'a> {
     Request {
         request: &'a Request<'a>,
         head: &'a [u8],
-        followed: bool,
     },
     /// Of an answer that was put off.
     Head(Box<[u8]>),
 }
 
 impl Asked<'_> {
-    /// Whether the service is to be told of its end.
-    const fn is_followed(&self) -> bool {
-        match self {
-            Self::Request { followed, .. } => *followed,
-            Self::Head(_) => true,
-        }
-    }
-
     fn log<S: Service, O>(
         &self,
         id: RequestId,
@@ -211,13 +227,14 @@ impl Asked<'_> {
                 let answer = Answered {
                     client: exchange.client,
                     time: exchange.date.time(),
-                    request: Ok(request),
+                    request: Some(request),
+                    rejection: None,
                     status,
                     body_bytes,
                 };
                 exchange.service.on_answer(&answer);
             }
-            Self::Head(head) => log_head(id, head, status, body_bytes, exchange),
+            Self::Head(head) => log_head(id, head, status, body_bytes, None, exchange),
         }
     }
 
@@ -229,35 +246,29 @@ impl Asked<'_> {
     }
 }
 
-/// The head of an answered request has passed every check, so it passes again.
+/// Tells of an answer to the request that `head` is, or, if it is none, to nothing that could be understood.
 fn log_head<S: Service, O>(
     id: RequestId,
     head: &[u8],
     status: u16,
     body_bytes: u64,
+    rejection: Option<Rejection>,
     exchange: &mut Exchange<'_, S, O>,
 ) {
     let mut slots = header_slots();
-    if let Ok(request) = parse_head(head, &mut slots, exchange.limits) {
-        let request = Request { id, client: exchange.client, ..request };
-        let answer = Answered {
-            client: exchange.client,
-            time: exchange.date.time(),
-            request: Ok(&request),
-            status,
-            body_bytes,
-        };
-        exchange.service.on_answer(&answer);
-    }
-}
-
-pub(super) fn end_sending<S: Service, O>(
-    sending: &Sending,
-    complete: bool,
-    exchange: &mut Exchange<'_, S, O>,
-) {
-    if sending.followed {
-        exchange.service.on_end(sending.id, complete);
-    }
-    log_head(sending.id, &sending.head, sending.status, sending.body_bytes, exchange);
+    let request = match parse_head(head, &mut slots, exchange.limits) {
+        Err(Rejection::NewerMinorVersion) => {
+            return log_head(id, &as_http11(head), status, body_bytes, rejection, exchange);
+        }
+        parsed => parsed.ok().map(|request| Request { id, client: exchange.client, ..request }),
+    };
+    let answer = Answered {
+        client: exchange.client,
+        time: exchange.date.time(),
+        request: request.as_ref(),
+        rejection,
+        status,
+        body_bytes,
+    };
+    exchange.service.on_answer(&answer);
 }

@@ -15,6 +15,7 @@ mod bodies;
 mod conformance;
 mod deferred;
 mod driver;
+mod ends;
 mod lifecycle;
 mod player;
 mod streams;

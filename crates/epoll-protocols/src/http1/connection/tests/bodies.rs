@@ -143,7 +143,7 @@ fn every_way_to_fail_ends_it_once() {
             let driver = cut(&input, middle);
             assert_eq!(driver.fate, Some(Fate::Closed(Some(rejection))), "{name}, cut at {middle}");
             assert_eq!(driver.seen(&[]), [format!("{status} ")], "{name}, cut at {middle}");
-            let told = [Told::End(0, false), Told::Answered(Err(rejection), status, 0)];
+            let told = [Told::Answered(Err(rejection), status, 0), Told::End(0, false)];
             assert_eq!(driver.told(), told, "{name}, cut at {middle}");
         }
     }
@@ -175,7 +175,7 @@ fn a_client_that_stops_in_the_middle_ends_it_once() {
                 for (driver, rejection) in [(ended, Rejection::Incomplete), (late, Rejection::TimedOut)] {
                     let status = rejection.status();
                     assert_eq!(driver.fate, Some(Fate::Closed(Some(rejection))));
-                    let told = [Told::End(0, false), Told::Answered(Err(rejection), status, 0)];
+                    let told = [Told::Answered(Err(rejection), status, 0), Told::End(0, false)];
                     assert_eq!(driver.told(), told, "{input} up to {middle}");
                     assert_eq!(driver.seen(&[]), [format!("{status} ")]);
                 }

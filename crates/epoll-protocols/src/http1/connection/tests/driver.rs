@@ -232,6 +232,12 @@ impl Driver {
         self.goes_on(next);
     }
 
+    /// The same, without any input that follows.
+    pub(super) fn answered_only(&mut self) {
+        let next = self.happen().expect("something is waited for");
+        self.follow(next);
+    }
+
     fn goes_on(&mut self, next: Next) {
         self.waits = None;
         if self.follow(next) == Next::MoreInput {

@@ -201,7 +201,8 @@ impl Service for Player {
     }
 
     fn on_answer(&mut self, answer: &Answered<'_>) {
-        let request = answer.request.map(|request| request.id().number);
+        let number = answer.request.map(|request| request.id().number);
+        let request = answer.rejection.map_or_else(|| Ok(number.unwrap()), Err);
         self.told.push(Told::Answered(request, answer.status, answer.body_bytes));
     }
 }
