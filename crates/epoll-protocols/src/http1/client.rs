@@ -1,5 +1,7 @@
 //! One client beside its codec: the deadline that applies to it, and whether it is read from. No I/O of its own.
 
+use std::time::Duration;
+
 use epoll_reactor::{Address, ConnId, Ctx, Timestamp};
 
 use super::{Connection, HttpConfig, Stage};
@@ -13,13 +15,24 @@ pub(super) struct Client {
     /// What the deadline that is set is for, and since when.
     timed: Option<(Stage, u64)>,
     since: Timestamp,
+    /// Of a body that is coming: how long the client had at `since`, and how much had come.
+    left: Duration,
+    received: u64,
     /// Reading is paused until the answer under way is out.
     pub(super) waiting: bool,
 }
 
 impl Client {
     pub(super) fn new(peer: Address, now: Timestamp) -> Self {
-        Self { connection: Connection::new(), peer, timed: None, since: now, waiting: false }
+        Self {
+            connection: Connection::new(),
+            peer,
+            timed: None,
+            since: now,
+            left: Duration::ZERO,
+            received: 0,
+            waiting: false,
+        }
     }
 
     pub(super) fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {
@@ -39,12 +52,22 @@ impl Client {
             Stage::Idle if timed.1 > 0 => config.keep_alive_timeout,
             // Before its first request a client is as slow as one that has begun and not ended it.
             Stage::Idle | Stage::Head | Stage::Closed => config.head_timeout,
-            Stage::Body => config.body_time(self.connection.body_received()),
+            Stage::Body => return self.set_body_timer(ctx, id, config, changed),
             Stage::Answering => return ctx.cancel_timer(id),
         };
-        if changed || stage == Stage::Body {
+        if changed {
             ctx.set_timer(id, time.saturating_sub(ctx.now() - self.since));
         }
+    }
+
+    fn set_body_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig, begins: bool) {
+        let received = self.connection.body_received();
+        let left =
+            if begins { config.body_timeout } else { self.left.saturating_sub(ctx.now() - self.since) };
+        self.left = config.body_time(left, received.saturating_sub(self.received));
+        self.received = received;
+        self.since = ctx.now();
+        ctx.set_timer(id, self.left);
     }
 
     pub(super) fn clear_timer(&mut self, ctx: &mut Ctx, id: ConnId) {

@@ -12,8 +12,9 @@ pub struct HttpConfig {
     /// How long a client may take from the first byte of a request's head to its last, and a new client to
     /// begin. Beyond it the answer is 408; one that has sent nothing is closed without an answer.
     pub head_timeout: Duration,
-    /// How long a client may take for a request's body, besides the time that what has come of it would take at
-    /// [`body_rate`](Self::body_rate). Beyond it the answer is 408.
+    /// How long a client may take for a request's body, besides the time that what comes of it would take at
+    /// [`body_rate`](Self::body_rate). That is never saved up beyond this much: whoever began fast may not be slower
+    /// later. Beyond it the answer is 408.
     pub body_timeout: Duration,
     /// The slowest that a body may come for long, in bytes a second; 0 for as slowly as the client likes, within
     /// `body_timeout`.
@@ -51,10 +52,10 @@ impl HttpConfig {
         epoll_reactor::Limits { input: self.limits.head.saturating_add(1).max(limits.input), ..limits }
     }
 
-    /// How long a body of which `received` bytes have come may take in all.
-    pub(super) fn body_time(&self, received: u64) -> Duration {
-        let earned = received.checked_div(u64::from(self.body_rate)).unwrap_or_default();
-        self.body_timeout.saturating_add(Duration::from_secs(earned))
+    /// How long a client may be silent who had `left`, and of whose body `received` bytes more have come.
+    pub(super) fn body_time(&self, left: Duration, received: u64) -> Duration {
+        let earned = received.saturating_mul(1_000_000_000).checked_div(u64::from(self.body_rate));
+        left.saturating_add(Duration::from_nanos(earned.unwrap_or_default())).min(self.body_timeout)
     }
 }
 
@@ -66,10 +67,18 @@ mod tests {
     fn a_body_earns_its_time() {
         let config =
             HttpConfig { body_timeout: Duration::from_secs(2), body_rate: 100, ..HttpConfig::default() };
-        for (received, seconds) in [(0, 2), (99, 2), (100, 3), (100_000, 1002)] {
-            assert_eq!(config.body_time(received), Duration::from_secs(seconds));
+        for (left, received, then) in [
+            (500, 0, 500),
+            (500, 1, 510),
+            (500, 100, 1500),
+            (500, 100_000, 2000),
+            (2000, u64::MAX, 2000),
+            (0, 10, 100),
+        ] {
+            let time = config.body_time(Duration::from_millis(left), received);
+            assert_eq!(time, Duration::from_millis(then), "{left} ms and {received} bytes");
         }
         let patient = HttpConfig { body_rate: 0, ..config };
-        assert_eq!(patient.body_time(u64::MAX), Duration::from_secs(2));
+        assert_eq!(patient.body_time(Duration::from_secs(1), u64::MAX), Duration::from_secs(1));
     }
 }
