@@ -1,13 +1,15 @@
 //! One client's place in the protocol: received bytes to requests, requests to answers. Not the transport:
 //! the caller keeps what is not consumed, sends what is written, and arms the deadlines.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
 use epoll_reactor::FileSlice;
 
 use super::blocking::BlockingJob;
 use super::body::Pending;
 use super::encode::{CONTINUE, Persistence, Terms};
 use super::exchange::{Exchange, Next, Progress, Stage};
-use super::framing::{BodyLength, framing};
+use super::framing::{BodyLength, Framing, framing};
 use super::output::Output;
 use super::parse::{as_http11, find_head_end, header_slots, parse_head};
 use super::reject::Rejection;
@@ -232,7 +234,10 @@ impl Connection {
     /// The client is gone. The service is told of what was under way.
     pub fn abandon<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) {
         if let Phase::Sending(sending) = std::mem::replace(&mut self.phase, Phase::Closed) {
-            sending.log(exchange);
+            // Nobody calls this again: the end is told even if the log panics.
+            let logged = catch_unwind(AssertUnwindSafe(|| sending.log(exchange)));
+            self.tell_end(false, exchange);
+            return logged.unwrap_or_else(|panic| resume_unwind(panic));
         }
         self.tell_end(false, exchange);
     }
@@ -370,6 +375,10 @@ impl Connection {
             BodyMode::Collect => (false, exchange.limits.body),
             BodyMode::Stream { limit } => (true, limit),
             BodyMode::Refuse(status) => return Err(Rejection::Service(status)),
+            BodyMode::Unread => {
+                let framing = Framing { persistence: Persistence::Close, ..framing };
+                return Ok((0, self.answer(head, &request, framing, exchange)));
+            }
         };
         if !streamed
             && let BodyLength::Known(length) = framing.body

@@ -127,9 +127,6 @@ const OWN: [&str; 11] = [
     "x-content-type-options",
 ];
 
-/// Most of a body that nobody wants, in bytes; it is dropped as it comes.
-const UNWANTED_BODY: usize = 64 * 1024;
-
 /// All but what RFC 3986 section 2.3 calls unreserved: good in a path, and in an attribute of HTML.
 const NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -316,8 +313,12 @@ impl Service for Files {
         self.answer(request, response);
     }
 
-    fn body_mode(&mut self, _: &Request<'_>) -> BodyMode {
-        BodyMode::Stream { limit: UNWANTED_BODY }
+    /// A body that comes with GET says nothing (RFC 9110 section 9.3.1), and is no cause to end the connection.
+    fn body_mode(&mut self, head: &Request<'_>) -> BodyMode {
+        match head.method() {
+            "GET" | "HEAD" | "OPTIONS" => BodyMode::Collect,
+            _ => BodyMode::Unread,
+        }
     }
 }
 

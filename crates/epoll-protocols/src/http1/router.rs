@@ -24,7 +24,8 @@ use super::{HeaderError, Request, Response};
 ///
 /// `HEAD` is answered by the handler of `GET` if it has none itself, `OPTIONS` with the methods there are, a method
 /// that the path does not have with 405 and the same list (RFC 9110 section 15.5.6), and one that nobody knows with 501
-/// (section 9.1).
+/// (section 9.1). A path without a route is for the service to answer, whatever the method: by default with 404, also
+/// where nobody knows the method, since what is not there allows none.
 ///
 /// ```
 /// use epoll_protocols::http1::{Request, Response, Router, Service};
@@ -492,7 +493,13 @@ mod tests {
         assert_eq!(ask(router, "BREW", "/a"), (501, allow("GET, HEAD, OPTIONS"), String::new()));
         assert_eq!(ask(router, "get", "/a").0, 501, "case matters: RFC 9110 section 9.1");
         assert_eq!(ask(router, "OPTIONS", "*"), (204, allow("GET, POST, HEAD, OPTIONS"), String::new()));
-        assert_eq!(ask(router, "PUT", "/q/r").0, 404, "a path that is not there has no methods");
+        for method in ["PUT", "BREW"] {
+            assert_eq!(
+                ask(router, method, "/q/r").0,
+                404,
+                "{method}: a path that is not there has no methods"
+            );
+        }
     }
 
     #[test]

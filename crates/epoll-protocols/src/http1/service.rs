@@ -117,6 +117,9 @@ pub enum BodyMode {
         /// Beyond this many bytes the answer is 413.
         limit: usize,
     },
+    /// Not at all, and `call` answers at once, with an empty body in the request: for an answer that needs fields or
+    /// content, as 405 needs `Allow` (RFC 9110 section 15.5.6). It ends the connection, as `Refuse` does.
+    Unread,
     /// Not at all: the answer is this status, and the connection ends. A client that
     /// [waits](https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1) before it sends the body then never does.
     Refuse(u16),
