@@ -1,4 +1,4 @@
-//! HTTP/1.1 with routes, shared state, an answer from a thread that may block, and one that is streamed.
+//! HTTP/1.1 with routes, shared state, answers from other threads, and one that is streamed.
 //!
 //! ```text
 //! cargo run --example http_server -- 127.0.0.1:8080
@@ -6,6 +6,7 @@
 //! curl -i http://127.0.0.1:8080/greet/you
 //! curl -i --data 'to be shouted' http://127.0.0.1:8080/shout
 //! curl -i http://127.0.0.1:8080/slow
+//! curl -i http://127.0.0.1:8080/later
 //! curl -i http://127.0.0.1:8080/count/100000
 //! ```
 //!
@@ -16,8 +17,10 @@ use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
-use epoll_protocols::http1::{BodyWriter, Http, HttpConfig, RequestId, Router, Service};
-use epoll_reactor::{Address, Limits, ListenOptions, Reactor, Signal, block_signals};
+use epoll_protocols::http1::{
+    BodyWriter, Http, HttpConfig, HttpMessage, RequestId, Responder, Response, Router, Service,
+};
+use epoll_reactor::{Address, Limits, ListenOptions, Reactor, Remote, Signal, block_signals};
 
 const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
 
@@ -27,10 +30,21 @@ struct Demo {
     visits: u64,
     /// How far each streamed answer has counted, and how far it should.
     counting: HashMap<RequestId, (u64, u64)>,
+    /// The way back from other threads.
+    remote: Option<Remote<HttpMessage<Answer>>>,
 }
 
+/// Sent by the thread that has worked out an answer.
+type Answer = (RequestId, String);
+
 impl Service for Demo {
-    type Message = ();
+    type Message = Answer;
+
+    fn on_message(&mut self, (id, text): Answer, responder: &mut Responder<'_>) {
+        let mut response = Response::new();
+        response.set_body(text.as_bytes());
+        responder.respond(id, response);
+    }
 
     /// Called whenever there is room for more of a stream: memory stays bounded however slowly a client reads.
     fn write_body(&mut self, id: RequestId, body: &mut BodyWriter<'_>) {
@@ -71,6 +85,15 @@ fn main() -> io::Result<()> {
                 response.set_body(format!("{} took a second\n", request.path()).as_bytes());
             });
         })?
+        .get("/later", |demo, request, _, response| match demo.remote.clone() {
+            Some(remote) => {
+                let id = request.id();
+                // Whatever thread knows the answer, and whenever.
+                thread::spawn(move || remote.send((id, "worked out by another thread\n".to_owned()).into()));
+                response.defer();
+            }
+            None => response.set_status(503),
+        })?
         .get("/count/{to}", |demo, request, parameters, response| {
             match parameters.get("to").and_then(|to| to.parse().ok()) {
                 Some(last) => {
@@ -85,7 +108,8 @@ fn main() -> io::Result<()> {
     let limits = config.limits(Limits::default());
     let mut reactor = Reactor::new(Http::new(router, config), limits)?;
     let remote = reactor.remote();
-    reactor.handler().attach(remote);
+    reactor.handler().attach(remote.clone());
+    reactor.handler().service_mut().service_mut().remote = Some(remote);
     reactor.drain_on_signals(&SIGNALS)?;
 
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:8080".to_owned());

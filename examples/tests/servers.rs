@@ -190,9 +190,10 @@ fn http_answers_its_routes_on_one_connection() {
     let mut client = Peer::connect(&address);
     // The second is answered by another thread, a second later, and the third waits for it.
     let get = |path| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
-    client.send(&["/greet/y%20ou", "/slow", "/"].map(get).concat());
+    client.send(&["/greet/y%20ou", "/slow", "/later", "/"].map(get).concat());
     assert_eq!(response(&mut client), ("HTTP/1.1 200 OK\r\n".to_owned(), "Hello, y ou!\n".to_owned()));
     assert_eq!(response(&mut client).1, "/slow took a second\n");
+    assert_eq!(response(&mut client).1, "worked out by another thread\n");
     assert_eq!(response(&mut client).1, "Hello! You are visitor 1.\n");
     client.send(&get("/count/10"));
     while client.line() != "\r\n" {}

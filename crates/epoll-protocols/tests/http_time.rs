@@ -124,3 +124,32 @@ fn the_time_of_a_kept_connection_begins_when_it_has_its_answer() {
         is_kept_for_its_time(&mut site, &sends, &mut client);
     }
 }
+
+/// What a body has earned by coming fast is no licence to be slow for hours.
+#[test]
+fn a_body_that_began_fast_may_be_silent_no_longer_than_any_other() {
+    let (mut site, sends) = site();
+    let HttpConfig { body_timeout, body_rate, .. } = HttpConfig::default();
+    let mut client = site.join();
+    client.push(b"POST /bytes?5 HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
+    site.send(&mut client, &vec![0; 500_000]);
+    site.settle();
+    // For as long as it comes at the rate it goes on.
+    let second = usize::try_from(body_rate).unwrap();
+    for _ in 0..2 * body_timeout.as_secs() {
+        sends.advance(Duration::from_secs(1));
+        site.send(&mut client, &vec![0; second]);
+        site.settle();
+        assert_eq!(site.reactor.ctx().connections(), 1);
+    }
+    sends.advance(body_timeout - INSTANT);
+    site.settle();
+    assert_eq!(site.reactor.ctx().connections(), 1);
+    // One byte now and then earns what one byte does.
+    client.push(&[0]);
+    site.settle();
+    sends.advance(Duration::from_secs(1) / body_rate + INSTANT);
+    let (answer, end) = site.rest(&mut client);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert_eq!(end, End::Finished);
+}

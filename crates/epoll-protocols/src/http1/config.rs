@@ -5,6 +5,10 @@ use std::time::Duration;
 use super::HttpLimits;
 
 /// The bounds and deadlines of an HTTP server.
+///
+/// How fast a client reads its answers is not among them, nor how long a service takes for one it has put off: a reader
+/// that takes something within each [`write_stall_timeout`](epoll_reactor::Limits::write_stall_timeout) may take for
+/// ever, and costs its connection and what waits for it, at most [`output`](epoll_reactor::Limits::output).
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
     /// What one request may take, in bytes.

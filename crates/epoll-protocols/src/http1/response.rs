@@ -176,12 +176,68 @@ impl Response {
     /// not read from meanwhile. Nothing limits the time.
     ///
     /// An answer that was put off cannot be put off again; one that is, is sent as 500.
+    ///
+    /// ```
+    /// use std::thread;
+    /// use epoll_protocols::http1::{Http, HttpConfig, HttpMessage, Request, RequestId, Responder, Response, Service};
+    /// use epoll_reactor::{Address, Limits, ListenOptions, Reactor, Remote};
+    ///
+    /// /// Sent by the thread that knows the answer.
+    /// type Answer = (RequestId, String);
+    ///
+    /// #[derive(Default)]
+    /// struct Later { remote: Option<Remote<HttpMessage<Answer>>> }
+    ///
+    /// impl Service for Later {
+    ///     type Message = Answer;
+    ///
+    ///     fn call(&mut self, request: &Request<'_>, response: &mut Response) {
+    ///         let (id, remote) = (request.id(), self.remote.clone());
+    ///         thread::spawn(move || {
+    ///             let answer = (id, "worked out elsewhere\n".to_owned());
+    ///             // A queue that is full gives the message back, to be sent again.
+    ///             remote.map(|remote| remote.send(answer.into()))
+    ///         });
+    ///         response.defer();
+    ///     }
+    ///
+    ///     fn on_message(&mut self, (id, text): Answer, responder: &mut Responder<'_>) {
+    ///         let mut response = Response::new();
+    ///         response.set_body(text.as_bytes());
+    ///         responder.respond(id, response);
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let config = HttpConfig::default();
+    /// let limits = config.limits(Limits::default());
+    /// let mut reactor = Reactor::new(Http::new(Later::default(), config), limits)?;
+    /// let remote = reactor.remote();
+    /// reactor.handler().service_mut().remote = Some(remote);
+    /// let (_, bound) = reactor.listen_first(&Address::resolve("127.0.0.1:0")?, &ListenOptions::default())?;
+    /// # let remote = reactor.remote();
+    /// # let client = thread::spawn(move || -> std::io::Result<String> {
+    /// #     use std::io::{Read, Write};
+    /// #     let mut stream = std::net::TcpStream::connect(bound.as_tcp().unwrap())?;
+    /// #     stream.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")?;
+    /// #     let mut answer = String::new();
+    /// #     stream.read_to_string(&mut answer)?;
+    /// #     remote.drain();
+    /// #     Ok(answer)
+    /// # });
+    /// reactor.run()?;
+    /// # assert!(client.join().unwrap()?.ends_with("\r\n\r\nworked out elsewhere\n"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn defer(&mut self) {
         self.body = Body::Deferred;
     }
 
-    /// Has a thread of its own fill in the response: the way to call what blocks, such as a database. `job` runs
-    /// once, with the same request and an empty response. Where [`HttpConfig::blocking_queue`] jobs wait already,
+    /// Has one of the [threads](super::HttpConfig::blocking_threads) for it fill in the response: the way to call what
+    /// blocks, such as a database. `job` runs once, with the same request and an empty response: what was set here
+    /// before is lost. It has no way to the service, so move into it what it needs. It cannot put the answer off
+    /// again; if it panics, the answer is 500. Where [`HttpConfig::blocking_queue`] jobs wait already,
     /// the answer is 503.
     ///
     /// [`HttpConfig::blocking_queue`]: super::HttpConfig::blocking_queue

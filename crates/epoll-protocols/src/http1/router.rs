@@ -22,6 +22,9 @@ use super::{HeaderError, Request, Response};
 /// any rest, the empty one included. Where several routes match, the one that is literal for longer wins. Segments are
 /// compared as they were sent, percent-encoding untouched; trailing slashes matter.
 ///
+/// [`route`](Self::route) takes any method, `PATCH` for instance; [`get`](Self::get) and [`post`](Self::post) are short
+/// for two. A handler that panics does as [`Service::call`] that does.
+///
 /// `HEAD` is answered by the handler of `GET` if it has none itself, `OPTIONS` with the methods there are, a method
 /// that the path does not have with 405 and the same list (RFC 9110 section 15.5.6), and one that nobody knows with 501
 /// (section 9.1). A path without a route is for the service to answer, whatever the method: by default with 404, also

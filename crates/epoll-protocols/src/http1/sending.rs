@@ -220,8 +220,8 @@ impl BodyWriter<'_> {
         self.end_chunk(length);
     }
 
-    /// Ends the body; one that has all of its announced length has ended by itself. One whose announced length has not been reached cannot be ended well, so the connection is
-    /// reset, which tells the client.
+    /// Ends the body. One with all of its announced length has ended by itself; one with less cannot end well, and the
+    /// connection is reset, so that the client does not take what it has for all.
     pub fn finish(&mut self) {
         if self.end != End::Open {
             return;

@@ -27,6 +27,9 @@ pub trait Service {
     /// An answer that is not known yet is promised with [`Response::defer`]; later requests of the same client wait
     /// for it, since answers are in the order of requests (RFC 9112 section 9.3.2).
     ///
+    /// A panic here, or in any other method about one request, closes that client's connection without an answer, and
+    /// the others go on ([`PanicPolicy`](epoll_reactor::PanicPolicy)).
+    ///
     /// By default there is nothing here: 404.
     fn call(&mut self, request: &Request<'_>, response: &mut Response) {
         let _ = request;
@@ -48,7 +51,7 @@ pub trait Service {
 
     /// There is room for more of a body begun with [`Response::stream`]: at its start, whenever what was written
     /// before has gone out, and after [`Responder::wake`]. Writing nothing is fine; somebody then has to wake it. By
-    /// default the body ends.
+    /// default the body ends. Not called where no body is sent, as to `HEAD`.
     fn write_body(&mut self, id: RequestId, body: &mut BodyWriter<'_>) {
         let _ = id;
         body.finish();
