@@ -89,7 +89,11 @@ fn main() -> io::Result<()> {
             Some(remote) => {
                 let id = request.id();
                 // Whatever thread knows the answer, and whenever.
-                thread::spawn(move || remote.send((id, "worked out by another thread\n".to_owned()).into()));
+                thread::spawn(move || {
+                    let answer = (id, "worked out by another thread\n".to_owned());
+                    // Refused by a loop that has ended, or has too many waiting: a server would try again.
+                    drop(remote.send(answer.into()));
+                });
                 response.defer();
             }
             None => response.set_status(503),

@@ -16,7 +16,7 @@ use super::reject::Rejection;
 use super::request::Request;
 use super::response::is_token_byte;
 use super::sending::Sending;
-use super::service::{BodyFlow, BodyMode, RequestId, Service};
+use super::service::{BodyMode, RequestId, Service};
 use answering::Asked;
 
 mod answering;
@@ -242,16 +242,6 @@ impl Connection {
         self.tell_end(false, exchange);
     }
 
-    /// Tells the service that the exchange under way has ended, if it is one that it follows.
-    fn tell_end<S: Service, O>(&mut self, complete: bool, exchange: &mut Exchange<'_, S, O>) {
-        let number = match std::mem::take(&mut self.owed) {
-            Owed::Nothing => return,
-            Owed::Request => self.answered,
-            Owed::Answer => self.answered.saturating_sub(1),
-        };
-        exchange.service.on_end(RequestId { connection: exchange.connection, number }, complete);
-    }
-
     /// From now on there is one response more, to the request being received or the next one, and it says
     /// `Connection: close` (RFC 9112 section 9.6). A client that [is idle](Self::is_idle) may as well be
     /// closed at once.
@@ -427,30 +417,6 @@ impl Connection {
         pending.whole = whole;
         self.phase = Phase::Body(pending);
         Ok((used, flow))
-    }
-
-    /// Gives the service the piece of a body that has come, and then says what was wrong behind it, if anything was.
-    fn pass_on<S: Service, O: Output>(
-        &self,
-        pending: &mut Pending,
-        fault: Option<Rejection>,
-        exchange: &mut Exchange<'_, S, O>,
-    ) -> Result<(), Rejection> {
-        let id = self.request_id(exchange);
-        let flow = match pending.parts().1 {
-            [] => BodyFlow::Continue,
-            piece => exchange.service.on_body(id, piece),
-        };
-        let refused = match flow {
-            BodyFlow::Refuse(status) => Some(Rejection::Service(status)),
-            BodyFlow::Continue | BodyFlow::Pause => fault,
-        };
-        if let Some(rejection) = refused {
-            return Err(rejection);
-        }
-        pending.paused = flow == BodyFlow::Pause;
-        pending.passed_on();
-        Ok(())
     }
 
     /// The name of the request being received.

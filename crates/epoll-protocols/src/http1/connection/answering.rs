@@ -11,7 +11,7 @@ use super::super::reject::Rejection;
 use super::super::request::{Request, Version};
 use super::super::response::Body;
 use super::super::sending::{Sending, Step};
-use super::super::service::{Answered, RequestId, Service};
+use super::super::service::{Answered, BodyFlow, RequestId, Service};
 use super::{Connection, Deferred, Flow, Owed, Phase};
 
 impl Connection {
@@ -167,6 +167,40 @@ impl Connection {
                 Next::Close(None)
             }
         }
+    }
+
+    /// Gives the service the piece of a body that has come, and then says what was wrong behind it, if anything was.
+    pub(super) fn pass_on<S: Service, O: Output>(
+        &self,
+        pending: &mut Pending,
+        fault: Option<Rejection>,
+        exchange: &mut Exchange<'_, S, O>,
+    ) -> Result<(), Rejection> {
+        let id = self.request_id(exchange);
+        let flow = match pending.parts().1 {
+            [] => BodyFlow::Continue,
+            piece => exchange.service.on_body(id, piece),
+        };
+        let refused = match flow {
+            BodyFlow::Refuse(status) => Some(Rejection::Service(status)),
+            BodyFlow::Continue | BodyFlow::Pause => fault,
+        };
+        if let Some(rejection) = refused {
+            return Err(rejection);
+        }
+        pending.paused = flow == BodyFlow::Pause;
+        pending.passed_on();
+        Ok(())
+    }
+
+    /// Tells the service that the exchange under way has ended, if it is one that it follows.
+    pub(super) fn tell_end<S: Service, O>(&mut self, complete: bool, exchange: &mut Exchange<'_, S, O>) {
+        let number = match std::mem::take(&mut self.owed) {
+            Owed::Nothing => return,
+            Owed::Request => self.answered,
+            Owed::Answer => self.answered.saturating_sub(1),
+        };
+        exchange.service.on_end(RequestId { connection: exchange.connection, number }, complete);
     }
 
     /// Answers with `rejection`; `input` begins with the head that is refused, unless its body is arriving.

@@ -10,7 +10,7 @@ use super::super::super::date::DateHeader;
 use super::super::super::output::NotCached;
 use super::super::super::response::Response;
 use super::super::super::sending::BodyWriter;
-use super::super::super::service::Answered;
+use super::super::super::service::{Answered, BodyFlow};
 use super::driver::{Driver, limits};
 use super::player::Told;
 use super::*;

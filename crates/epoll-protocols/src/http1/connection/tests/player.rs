@@ -17,7 +17,7 @@ use epoll_reactor::FileSlice;
 
 use super::super::super::response::{Part, Response};
 use super::super::super::sending::BodyWriter;
-use super::super::super::service::Answered;
+use super::super::super::service::{Answered, BodyFlow};
 use super::*;
 
 /// What the service was told, in order.
