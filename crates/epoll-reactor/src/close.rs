@@ -175,12 +175,12 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.close_listeners();
                 self.for_each_connection(Self::give_up_connecting);
                 if self.ctx.connections.len() == 0 {
-                    self.shutdown = Shutdown::Draining;
+                    self.begin_draining(deadline);
                 }
             }
             // A turn later, with all events seen: requests that had arrived are not idle connections.
             Shutdown::Closing if self.put_off == 0 => {
-                self.shutdown = Shutdown::Draining;
+                self.begin_draining(deadline);
                 self.for_each_connection(|reactor, id| reactor.tell_of_drain(id, deadline));
             }
             Shutdown::Draining => {
@@ -192,13 +192,20 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Shutdown::Closing | Shutdown::Done(_) => (),
         }
         if self.forced || deadline <= self.ctx.now() {
-            self.shutdown = Shutdown::Draining;
+            if self.shutdown == Shutdown::Closing {
+                self.begin_draining(deadline);
+            }
             self.for_each_connection(|reactor, id| {
                 let connection = reactor.ctx.connections.get(id.0);
                 reactor.cut_off |= connection.is_some_and(|it| it.phase != Phase::Dead && !it.refused);
                 reactor.ctx.kill(id, CloseReason::Shutdown);
             });
         }
+    }
+
+    fn begin_draining(&mut self, deadline: Timestamp) {
+        self.shutdown = Shutdown::Draining;
+        self.call(|handler, ctx| handler.on_stopping(ctx, deadline));
     }
 
     fn tell_of_drain(&mut self, id: ConnId, deadline: Timestamp) {

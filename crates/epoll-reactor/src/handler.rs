@@ -64,6 +64,12 @@ pub trait Handler {
         let _ = (ctx, id, conn);
     }
 
+    /// The loop has begun to drain, until `deadline` at the latest: once, before any connection is told, and if there
+    /// are none.
+    fn on_stopping(&mut self, ctx: &mut Ctx, deadline: Timestamp) {
+        let _ = (ctx, deadline);
+    }
+
     /// The loop is draining, until `deadline` at the latest: once for each open connection. By default it is
     /// closed once its output is delivered; a handler that has a request in progress leaves it open and
     /// closes it when the answer has been sent. See [`Ctx::is_draining`].

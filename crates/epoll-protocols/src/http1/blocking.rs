@@ -4,9 +4,9 @@
 use std::fmt;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::{io, thread};
 
 use epoll_reactor::{Address, FileSlice};
 
@@ -40,6 +40,11 @@ impl BlockingJob {
     #[must_use]
     pub const fn id(&self) -> RequestId {
         self.id
+    }
+
+    /// Bytes of heap it takes, but for what its closure holds.
+    pub(super) const fn held(&self) -> usize {
+        self.head.len() + self.body.len()
     }
 
     /// Runs it. One that panics answers 500, and the log is told.
@@ -80,15 +85,29 @@ pub(super) enum Work {
 /// What came of it.
 pub(super) enum Done {
     Answer(RequestId, Response),
+    /// An answer that nobody waits for any more.
+    Unwanted,
     Warmed(u64),
 }
 
-impl Work {
+/// Held by the connection for which some work is done. Once it is dropped, work that has not begun is not.
+pub(super) type Wanted = Arc<()>;
+
+struct Task {
+    work: Work,
+    wanted: Weak<()>,
+}
+
+impl Task {
     fn run(self) -> Done {
-        match self {
-            Self::Answer(job) => Done::Answer(job.id(), job.run()),
-            Self::Warm(connection, slice) => {
-                warm(&slice);
+        let unwanted = self.wanted.strong_count() == 0;
+        match self.work {
+            Work::Answer(_) if unwanted => Done::Unwanted,
+            Work::Answer(job) => Done::Answer(job.id(), job.run()),
+            Work::Warm(connection, slice) => {
+                if !unwanted {
+                    warm(&slice);
+                }
                 Done::Warmed(connection)
             }
         }
@@ -107,44 +126,80 @@ pub(super) fn warm(slice: &FileSlice) {
     }
 }
 
-/// A few threads with one bounded queue. They end when the pool is dropped and the queue is empty; nobody waits for
+/// A few threads with one queue. They end when the pool is dropped and the queue is empty; nobody waits for
 /// that, since a disk may take its time.
+///
+/// The queue is bounded by its users: answers by [`try_answer`](Self::try_answer), and of warmings each connection has
+/// one at most. So one that sends a file, and has to go on with it, always finds its place.
 pub(super) struct Pool {
-    queue: SyncSender<Work>,
+    queue: Sender<Task>,
+    /// Answers that are waiting or being made, and how many there may be.
+    answers: (usize, usize),
 }
 
 /// Where the threads put what they have done. It may block them.
 pub(super) type Finished = Arc<dyn Fn(Done) + Send + Sync>;
 
 impl Pool {
-    /// Starts `threads` threads, or as many as there can be.
-    pub(super) fn start(threads: usize, waiting: usize, finished: &Finished) -> Self {
-        let (queue, work) = sync_channel(waiting);
+    /// Starts `threads` threads, at least one, or as many as there can be; `waiting` answers may wait for one.
+    ///
+    /// # Errors
+    /// Not one could be started: that may be otherwise later.
+    pub(super) fn start(threads: usize, waiting: usize, finished: &Finished) -> io::Result<Self> {
+        let (queue, work) = channel();
         let work = Arc::new(Mutex::new(work));
-        for number in 0..threads {
+        let (mut started, mut refused) = (0_usize, None);
+        for number in 0..threads.max(1) {
             let (work, finished) = (Arc::clone(&work), Arc::clone(finished));
             let thread = thread::Builder::new().name(format!("http-blocking-{number}"));
-            if let Err(error) = thread.spawn(move || run(&work, &finished)) {
-                log::error!("cannot start a thread for blocking work: {error}");
+            match thread.spawn(move || run(&work, &finished)) {
+                Ok(_) => started += 1,
+                Err(error) => refused = Some(error),
             }
         }
-        Self { queue }
+        match refused {
+            Some(error) if started == 0 => return Err(error),
+            Some(error) => log::warn!("{started} of {threads} threads for blocking work: {error}"),
+            None => {}
+        }
+        Ok(Self { queue, answers: (0, started.saturating_add(waiting)) })
     }
 
-    /// Hands `work` to a thread; gives it back if as much is waiting as may.
-    pub(super) fn submit(&self, work: Work) -> Result<(), Work> {
-        self.queue.try_send(work).map_err(|error| match error {
-            TrySendError::Full(work) | TrySendError::Disconnected(work) => work,
-        })
+    /// Has a thread answer; gives the job back if as many are waiting as may.
+    pub(super) fn try_answer(&mut self, job: BlockingJob, wanted: &Wanted) -> Result<(), BlockingJob> {
+        if self.answers.0 >= self.answers.1 {
+            return Err(job);
+        }
+        self.answers.0 += 1;
+        self.submit(Work::Answer(job), wanted);
+        Ok(())
+    }
+
+    /// Has a thread read `slice` for the connection called `connection`.
+    pub(super) fn warm(&self, connection: u64, slice: FileSlice, wanted: &Wanted) {
+        self.submit(Work::Warm(connection, slice), wanted);
+    }
+
+    fn submit(&self, work: Work, wanted: &Wanted) {
+        // The threads do not end before the pool does, and none panics: a job's panic is its own.
+        let sent = self.queue.send(Task { work, wanted: Arc::downgrade(wanted) });
+        debug_assert!(sent.is_ok(), "the threads take work as long as there may be some");
+    }
+
+    /// `done` has arrived.
+    pub(super) const fn note(&mut self, done: &Done) {
+        if matches!(done, Done::Answer(..) | Done::Unwanted) {
+            self.answers.0 = self.answers.0.saturating_sub(1);
+        }
     }
 }
 
-fn run(work: &Mutex<Receiver<Work>>, finished: &Finished) {
+fn run(work: &Mutex<Receiver<Task>>, finished: &Finished) {
     loop {
         // Whoever holds the lock waits for all.
         let next = work.lock().unwrap_or_else(PoisonError::into_inner).recv();
         match next {
-            Ok(work) => finished(work.run()),
+            Ok(task) => finished(task.run()),
             Err(_) => return,
         }
     }

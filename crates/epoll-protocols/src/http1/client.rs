@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use epoll_reactor::{Address, ConnId, Ctx, Timestamp};
 
+use super::blocking::Wanted;
 use super::{Connection, HttpConfig, Stage};
 
 /// The state of one client.
@@ -20,6 +21,8 @@ pub(super) struct Client {
     received: u64,
     /// Reading is paused until the answer under way is out.
     pub(super) waiting: bool,
+    /// What a thread does for it, and the bytes that takes.
+    pub(super) work: Option<(Wanted, usize)>,
 }
 
 impl Client {
@@ -32,6 +35,7 @@ impl Client {
             left: Duration::ZERO,
             received: 0,
             waiting: false,
+            work: None,
         }
     }
 
@@ -68,6 +72,11 @@ impl Client {
         self.received = received;
         self.since = ctx.now();
         ctx.set_timer(id, self.left);
+    }
+
+    /// Bytes of heap that are held for it.
+    pub(super) fn held(&self) -> usize {
+        self.connection.held() + self.work.as_ref().map_or(0, |(_, bytes)| *bytes)
     }
 
     pub(super) fn clear_timer(&mut self, ctx: &mut Ctx, id: ConnId) {

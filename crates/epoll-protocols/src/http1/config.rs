@@ -26,10 +26,10 @@ pub struct HttpConfig {
     /// How long a connection stays open between requests.
     pub keep_alive_timeout: Duration,
     /// Threads for blocking work: [`Response::run_blocking`](super::Response::run_blocking), and files that are not
-    /// in the page cache. They are started when first needed.
+    /// in the page cache. They are started when first needed, at least one.
     pub blocking_threads: usize,
-    /// Blocking work that may wait for a thread. Beyond it the answer is 503; a file that is being sent is then read by
-    /// the loop itself.
+    /// Answers that may wait for a thread. Beyond it the answer is 503. A file that is being sent always has its place
+    /// among them; and what was to be done for a client that has gone is not begun.
     pub blocking_queue: usize,
 }
 

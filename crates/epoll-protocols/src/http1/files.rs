@@ -58,10 +58,10 @@ mod ranges;
 /// always made by such a thread. Larger content is not read here: the loop has the kernel send it from the page cache
 /// ([`Response::set_file`]), and has threads read what is not there.
 ///
-/// What may wait nevertheless: the sending of a large file of which only parts are in memory, since of each MiB it is
-/// the last byte that is asked for, or of any that is not while the queue of the threads is full; a file system that asks its server when a file is opened or its status read (network
-/// file systems, FUSE), or that cannot tell what is in memory; and closing a file that has been deleted meanwhile, for
-/// whoever is the last to have it open.
+/// What may wait nevertheless: the sending of a large file with holes of less than 64 KiB in what is in memory, since of
+/// so many bytes it is one page that is asked for, another one each time; a file system that asks its server when a file
+/// is opened or its status read (network file systems, FUSE), or that cannot tell what is in memory; and closing a file
+/// that has been deleted meanwhile, for whoever is the last to have it open.
 ///
 /// # Nothing is kept
 ///

@@ -2,30 +2,31 @@
 //! [`Ctx`], and the deadlines a clock is needed for. No rule of HTTP is here.
 
 use std::collections::VecDeque;
-use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
+use std::{fmt, io, thread};
 
-use bytes::Bytes;
 use epoll_reactor::{
-    Address, CloseReason, CloseStats, ConnId, ConnMap, Ctx, Errno, FileSlice, Handler, Kernel, Remote,
-    RemoteError, SendOutcome, Signal, Timestamp, read_cached,
+    Address, CloseReason, CloseStats, ConnId, ConnMap, Ctx, FileSlice, Handler, Kernel, Remote, RemoteError,
+    Signal, Timestamp,
 };
 
-use super::blocking::{BlockingJob, Done, Finished, Pool, Work, warm};
+use super::answers::Answers;
+use super::blocking::{BlockingJob, Done, Finished, Pool, Wanted, warm};
 use super::client::Client;
-use super::output::NotCached;
 use super::responder::{Action, Responder};
-use super::{
-    Connection, DateHeader, Exchange, HttpConfig, Next, Output, Progress, RequestId, Response, Service,
-};
+use super::{Connection, DateHeader, Exchange, HttpConfig, Next, Progress, RequestId, Response, Service};
 
 /// An HTTP/1.1 server around a [`Service`].
 ///
 /// What a connection may hold is bounded by [`HttpConfig::limits`] and counted against the loop's
 /// [`memory`](epoll_reactor::Limits::memory). An answer in memory larger than the loop's
 /// [`output`](epoll_reactor::Limits::output) cannot be sent: the connection is closed and the log told.
+///
+/// A callback of the service that panics costs the client it was called for its connection, whatever had been sent of
+/// an answer; the others are served on, under the loop's [`PanicPolicy`](epoll_reactor::PanicPolicy). A panic of one
+/// that is not about a client, such as [`Service::on_message`], costs nobody, and what it had asked for is done.
 pub struct Http<S: Service> {
     service: S,
     config: HttpConfig,
@@ -38,7 +39,8 @@ pub struct Http<S: Service> {
     clients: ConnMap<Client>,
     actions: VecDeque<Action>,
     blocking: Blocking,
-    shutting_down: bool,
+    /// The service has been told of the end, and what a client is given now is the last.
+    stopping: bool,
 }
 
 /// Where blocking work is done.
@@ -84,7 +86,7 @@ impl<S: Service> Http<S> {
             clients: ConnMap::default(),
             actions: VecDeque::new(),
             blocking: Blocking::Here,
-            shutting_down: false,
+            stopping: false,
         }
     }
 
@@ -168,7 +170,7 @@ impl<S: Service> Http<S> {
             next = self.follow_once(ctx, id, what);
         }
         if let Some(client) = self.clients.get(id) {
-            ctx.account(id, client.connection.held());
+            ctx.account(id, client.held());
         }
     }
 
@@ -193,7 +195,7 @@ impl<S: Service> Http<S> {
             Next::Disk => {
                 client.wait(ctx, id);
                 let slice = client.connection.cold()?;
-                return self.start_warming(ctx, id, slice);
+                return self.start_warming(ctx, id, &slice);
             }
             Next::Close(rejection) => {
                 if let Some(rejection) = rejection {
@@ -208,71 +210,117 @@ impl<S: Service> Http<S> {
 
     /// Has a job run; what follows if that is done already.
     fn start_job(&mut self, ctx: &mut Ctx, id: ConnId, job: BlockingJob) -> Option<Next> {
-        let number = job.id().number;
-        let response = match self.submit(Work::Answer(job)) {
-            Ok(()) => return None,
-            Err(Refused::Full) => overloaded(),
-            Err(Refused::Here(Work::Answer(job))) => job.run(),
-            Err(Refused::Here(Work::Warm(..))) => return None,
+        let (number, held, wanted) = (job.id().number, job.held(), Wanted::default());
+        let response = match self.pool() {
+            Ok(None) => job.run(),
+            Ok(Some(pool)) => match pool.try_answer(job, &wanted) {
+                Ok(()) => {
+                    self.clients.get_mut(id)?.work = Some((wanted, held));
+                    return None;
+                }
+                Err(_) => overloaded(),
+            },
+            Err(error) => {
+                log::error!("no thread for blocking work: {error}");
+                overloaded()
+            }
         };
         self.response = response;
         self.step(ctx, id, |connection, exchange| connection.respond(number, exchange)).flatten()
     }
 
-    fn start_warming(&mut self, ctx: &mut Ctx, id: ConnId, slice: FileSlice) -> Option<Next> {
-        match self.submit(Work::Warm(id.as_u64(), slice.clone())) {
-            Ok(()) => return None,
-            // The answer has begun and has to go on.
-            Err(Refused::Full | Refused::Here(_)) => warm(&slice),
+    fn start_warming(&mut self, ctx: &mut Ctx, id: ConnId, slice: &FileSlice) -> Option<Next> {
+        if let Ok(Some(pool)) = self.pool() {
+            let wanted = Wanted::default();
+            pool.warm(id.as_u64(), slice.clone(), &wanted);
+            self.clients.get_mut(id)?.work = Some((wanted, 0));
+            return None;
         }
+        // There is no other thread, and the answer has begun and has to go on.
+        warm(slice);
         self.step(ctx, id, |connection, exchange| connection.warmed(exchange))
     }
 
-    fn submit(&mut self, work: Work) -> Result<(), Refused> {
+    /// The threads, if there are to be any.
+    fn pool(&mut self) -> io::Result<Option<&mut Pool>> {
         if let Blocking::Ready(finished) = &self.blocking {
             let HttpConfig { blocking_threads, blocking_queue, .. } = self.config;
-            self.blocking = Blocking::Started(Pool::start(blocking_threads, blocking_queue, finished));
+            self.blocking = Blocking::Started(Pool::start(blocking_threads, blocking_queue, finished)?);
         }
-        match &self.blocking {
-            Blocking::Started(pool) => pool.submit(work).map_err(|_| Refused::Full),
-            Blocking::Here | Blocking::Ready(_) => Err(Refused::Here(work)),
+        match &mut self.blocking {
+            Blocking::Started(pool) => Ok(Some(pool)),
+            Blocking::Here | Blocking::Ready(_) => Ok(None),
         }
     }
 
-    /// Calls a method of the service that is not about one request, and does what it asks for.
+    fn on_done(&mut self, ctx: &mut Ctx, done: Done) {
+        if let Blocking::Started(pool) = &mut self.blocking {
+            pool.note(&done);
+        }
+        match done {
+            Done::Answer(id, response) => {
+                self.forget_work(id.connection);
+                self.actions.push_back(Action { id, response: Some(Box::new(response)) });
+                self.act(ctx);
+            }
+            Done::Warmed(connection) => {
+                self.forget_work(connection);
+                self.go_on(ctx, ConnId::from_u64(connection), |connection, exchange| {
+                    Some(connection.warmed(exchange))
+                });
+            }
+            Done::Unwanted => {}
+        }
+    }
+
+    fn forget_work(&mut self, connection: u64) {
+        if let Some(client) = self.clients.get_mut(ConnId::from_u64(connection)) {
+            client.work = None;
+        }
+    }
+
+    /// Calls a method of the service that is not about one request, and does what it asks for, whether it panics or
+    /// not.
     fn call_service(&mut self, ctx: &mut Ctx, call: impl FnOnce(&mut S, &mut Responder<'_>)) {
-        call(&mut self.service, &mut Responder { ctx, actions: &mut self.actions });
-        // What a client is given now is the last, though it may be told of the end only after the next turn.
-        let last = self.shutting_down;
-        let end = move |connection: &mut Connection| {
+        let mut responder = Responder { ctx, actions: &mut self.actions };
+        let called = catch_unwind(AssertUnwindSafe(|| call(&mut self.service, &mut responder)));
+        self.act(ctx);
+        called.unwrap_or_else(|panic| resume_unwind(panic));
+    }
+
+    /// Does what is to be done for requests that were put off. A panic costs the client for whom the service was
+    /// called, as it does where the loop knows whom a callback is about; then the others have what is theirs.
+    fn act(&mut self, ctx: &mut Ctx) {
+        let mut panicked = None;
+        while let Some(action) = self.actions.pop_front() {
+            let id = ConnId::from_u64(action.id.connection);
+            let acted = catch_unwind(AssertUnwindSafe(|| self.carry_out(ctx, id, action)));
+            // If nobody waits for it, it is still there, and may hold a file.
+            self.response.clear();
+            if let Err(panic) = acted {
+                ctx.abort(id);
+                panicked = Some(panic);
+            }
+        }
+        if let Some(panic) = panicked {
+            resume_unwind(panic);
+        }
+    }
+
+    fn carry_out(&mut self, ctx: &mut Ctx, id: ConnId, action: Action) {
+        let Action { id: RequestId { number, .. }, response } = action;
+        let last = self.stopping;
+        let answers = response.is_some();
+        if let Some(response) = response {
+            self.response = *response;
+        }
+        self.go_on(ctx, id, |connection, exchange| {
             if last {
                 connection.start_drain();
             }
-        };
-        while let Some(action) = self.actions.pop_front() {
-            match action {
-                Action::Respond(RequestId { connection, number }, response) => {
-                    self.response = *response;
-                    self.go_on(ctx, ConnId::from_u64(connection), |connection, exchange| {
-                        end(connection);
-                        connection.respond(number, exchange)
-                    });
-                }
-                Action::Resume(RequestId { connection, number }) => {
-                    self.go_on(ctx, ConnId::from_u64(connection), |connection, exchange| {
-                        end(connection);
-                        connection.wake(number, exchange)
-                    });
-                }
-            }
-        }
+            if answers { connection.respond(number, exchange) } else { connection.wake(number, exchange) }
+        });
     }
-}
-
-enum Refused {
-    Full,
-    /// There is no other thread.
-    Here(Work),
 }
 
 /// What a client is told whom the server has no means to answer for now.
@@ -311,9 +359,8 @@ impl<S: Service> Handler for Http<S> {
             connection.start_drain();
             next
         });
-        match end {
-            Some(next @ (Next::Wait | Next::Disk | Next::OutputFull)) => self.follow(ctx, id, next),
-            _ => ctx.close_after_flush(id),
+        if let Some(next) = end {
+            self.follow(ctx, id, next);
         }
     }
 
@@ -330,17 +377,7 @@ impl<S: Service> Handler for Http<S> {
             Message::Service(message) => {
                 self.call_service(ctx, |service, responder| service.on_message(message, responder));
             }
-            Message::Done(Done::Answer(id, response)) => {
-                self.response = response;
-                self.go_on(ctx, ConnId::from_u64(id.connection), |connection, exchange| {
-                    connection.respond(id.number, exchange)
-                });
-            }
-            Message::Done(Done::Warmed(connection)) => {
-                self.go_on(ctx, ConnId::from_u64(connection), |connection, exchange| {
-                    Some(connection.warmed(exchange))
-                });
-            }
+            Message::Done(done) => self.on_done(ctx, done),
         }
     }
 
@@ -352,10 +389,12 @@ impl<S: Service> Handler for Http<S> {
         self.call_service(ctx, |service, responder| service.on_signal(signal, responder));
     }
 
+    fn on_stopping(&mut self, ctx: &mut Ctx, _: Timestamp) {
+        self.stopping = true;
+        self.call_service(ctx, Service::on_shutdown);
+    }
+
     fn on_shutdown(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut (), _: Timestamp) {
-        if !std::mem::replace(&mut self.shutting_down, true) {
-            self.call_service(ctx, Service::on_shutdown);
-        }
         let Some(client) = self.clients.get_mut(id) else { return };
         client.connection.start_drain();
         if client.connection.is_idle() {
@@ -364,58 +403,20 @@ impl<S: Service> Handler for Http<S> {
     }
 
     fn on_close(&mut self, ctx: &mut Ctx, id: ConnId, (): (), reason: CloseReason, stats: &CloseStats) {
-        let _: Option<()> = self.step(ctx, id, |connection, exchange| connection.abandon(exchange));
-        let Some(client) = self.clients.remove(id) else { return };
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            self.step(ctx, id, |connection, exchange| connection.abandon(exchange))
+        }));
+        let client = self.clients.remove(id);
+        if let Err(panic) = told {
+            resume_unwind(panic);
+        }
+        let Some(client) = client else { return };
         log::debug!(
             "client {id}: {reason}; {} requests, {} bytes sent",
             client.connection.answered(),
             stats.bytes_sent
         );
     }
-}
-
-/// Answers on their way to one connection. Once a part has been refused, nothing of what follows is sent: it
-/// would be taken for that part.
-struct Answers<'a> {
-    ctx: &'a mut Ctx,
-    id: ConnId,
-    refused: bool,
-}
-
-impl Output for Answers<'_> {
-    fn copy(&mut self, data: &[u8]) {
-        self.refused = self.refused || matches!(self.ctx.send(self.id, data), SendOutcome::OverLimit(_));
-    }
-
-    fn share(&mut self, data: Bytes) {
-        self.refused =
-            self.refused || matches!(self.ctx.send_shared(self.id, data), SendOutcome::OverLimit(_));
-    }
-
-    fn file(&mut self, slice: FileSlice, wait: bool) -> Result<(), NotCached> {
-        if !wait && !is_cached(&slice) {
-            return Err(NotCached);
-        }
-        self.refused =
-            self.refused || matches!(self.ctx.send_file(self.id, slice), SendOutcome::OverLimit(_));
-        Ok(())
-    }
-
-    /// Everything is full once a part has been refused, so that no further request is read.
-    fn waiting(&self) -> usize {
-        if self.refused { usize::MAX } else { self.ctx.queued(self.id) }
-    }
-
-    fn refused(&self) -> bool {
-        self.refused
-    }
-}
-
-/// Whether the last byte of `slice` can be had without waiting for the disk: the kernel reads ahead from the front, so
-/// the others are rarely otherwise. Whatever goes wrong shows when the file is sent.
-fn is_cached(slice: &FileSlice) -> bool {
-    let last = slice.offset.saturating_add(slice.length).saturating_sub(1);
-    read_cached(&slice.file, &mut [0], last) != Err(Errno::EAGAIN)
 }
 
 impl<S: Service> fmt::Debug for Http<S> {

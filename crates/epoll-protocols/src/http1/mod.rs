@@ -39,6 +39,7 @@
 //! assert!(output.ends_with(b"\r\n\r\nHello!"));
 //! ```
 
+mod answers;
 mod blocking;
 mod body;
 mod client;

@@ -10,10 +10,10 @@ use epoll_reactor::{Counters, Ctx, Timestamp};
 use super::Response;
 use super::service::RequestId;
 
-/// Something for [`Http`](super::Http) to do.
-pub(super) enum Action {
-    Respond(RequestId, Box<Response>),
-    Resume(RequestId),
+/// Something for [`Http`](super::Http) to do: to give the answer of a request, or to go on with it.
+pub(super) struct Action {
+    pub(super) id: RequestId,
+    pub(super) response: Option<Box<Response>>,
 }
 
 /// Lent to those methods of a [`Service`](super::Service) that are not about one request.
@@ -26,18 +26,18 @@ impl Responder<'_> {
     /// Gives the answer of a request that was put off with [`Response::defer`]. Nothing happens if its client is
     /// gone, which [`Service::on_end`](super::Service::on_end) has told.
     pub fn respond(&mut self, id: RequestId, response: Response) {
-        self.actions.push_back(Action::Respond(id, Box::new(response)));
+        self.actions.push_back(Action { id, response: Some(Box::new(response)) });
     }
 
     /// Has [`Service::write_body`](super::Service::write_body) called for a stream that has something to write again,
     /// if there is room for it; otherwise it will be anyway.
     pub fn wake(&mut self, id: RequestId) {
-        self.actions.push_back(Action::Resume(id));
+        self.actions.push_back(Action { id, response: None });
     }
 
     /// Goes on with a body after [`BodyFlow::Pause`](super::BodyFlow::Pause).
     pub fn resume_body(&mut self, id: RequestId) {
-        self.actions.push_back(Action::Resume(id));
+        self.actions.push_back(Action { id, response: None });
     }
 
     /// The time at which this turn of the loop began.

@@ -8,7 +8,7 @@ use epoll_protocols::http1::{
     Answered, BodyFlow, BodyMode, BodyWriter, Http, HttpConfig, HttpMessage, Request, RequestId, Responder,
     Response, Service,
 };
-use epoll_reactor::{Address, Limits, Remote};
+use epoll_reactor::{Address, Handler, Limits, Remote};
 
 use super::answers::{Answer, Fault};
 use super::{Client, Server};
@@ -182,7 +182,7 @@ pub(crate) fn get(target: &str) -> String {
 }
 
 /// The bodies of the next `count` answers that a client gets, read strictly.
-pub(crate) fn answers(site: &mut Site, client: &mut Client, count: usize) -> Vec<Answer> {
+pub(crate) fn answers<H: Handler>(site: &mut Server<H>, client: &mut Client, count: usize) -> Vec<Answer> {
     let mut got = Vec::new();
     let mut unread = Vec::new();
     site.until("answers", |_| {

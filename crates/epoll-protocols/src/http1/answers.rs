@@ -1,0 +1,64 @@
+//! Answers on their way into the loop: what the codec writes, as sends to one connection.
+
+use bytes::Bytes;
+use epoll_reactor::{ConnId, Ctx, Errno, FileSlice, SendOutcome, read_cached};
+
+use super::output::{NotCached, Output};
+
+/// Answers on their way to one connection. Once a part has been refused, nothing of what follows is sent: it
+/// would be taken for that part.
+pub(super) struct Answers<'a> {
+    pub(super) ctx: &'a mut Ctx,
+    pub(super) id: ConnId,
+    pub(super) refused: bool,
+}
+
+impl Output for Answers<'_> {
+    fn copy(&mut self, data: &[u8]) {
+        self.refused = self.refused || matches!(self.ctx.send(self.id, data), SendOutcome::OverLimit(_));
+    }
+
+    fn share(&mut self, data: Bytes) {
+        self.refused =
+            self.refused || matches!(self.ctx.send_shared(self.id, data), SendOutcome::OverLimit(_));
+    }
+
+    fn file(&mut self, slice: FileSlice, wait: bool) -> Result<(), NotCached> {
+        if !wait && !is_cached(&slice, self.ctx.now().as_nanoseconds()) {
+            return Err(NotCached);
+        }
+        self.refused =
+            self.refused || matches!(self.ctx.send_file(self.id, slice), SendOutcome::OverLimit(_));
+        Ok(())
+    }
+
+    /// Everything is full once a part has been refused, so that no further request is read.
+    fn waiting(&self) -> usize {
+        if self.refused { usize::MAX } else { self.ctx.queued(self.id) }
+    }
+
+    fn refused(&self) -> bool {
+        self.refused
+    }
+}
+
+/// Of how many bytes of a file one is asked for, to see whether it is in memory.
+const PROBED: u64 = 64 * 1024;
+
+/// Whether `slice` can be had without waiting for the disk, as far as a few questions tell: one about each [`PROBED`]
+/// bytes, and one about the last. `draw` says which page of them, so that nobody can know what to have read to make a
+/// file look as if it were in memory. Whatever goes wrong shows when the file is sent.
+fn is_cached(slice: &FileSlice, draw: u64) -> bool {
+    const PAGE: u64 = 4096;
+    let end = slice.offset.saturating_add(slice.length);
+    let within = draw % (PROBED / PAGE) * PAGE;
+    let is_cached = |at| read_cached(&slice.file, &mut [0], at) != Err(Errno::EAGAIN);
+    let mut block = slice.offset;
+    while block < end {
+        if !is_cached((block + within).min(end - 1)) {
+            return false;
+        }
+        block = block.saturating_add(PROBED);
+    }
+    is_cached(end.saturating_sub(1))
+}
