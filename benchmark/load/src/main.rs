@@ -157,7 +157,8 @@ fn run(options: &Options) -> io::Result<()> {
         Mode::Broadcast | Mode::Redis => {
             let all = clients + options.senders;
             let redis = options.mode == Mode::Redis;
-            let load = broadcast::Broadcast::new(record, options.senders, clients, options.burst.max(1), redis);
+            let load =
+                broadcast::Broadcast::new(record, options.senders, clients, options.burst.max(1), redis);
             measure(load, all, options)
         }
     }
