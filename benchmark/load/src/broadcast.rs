@@ -23,6 +23,8 @@ pub(crate) struct Broadcast {
     opened: u32,
     /// Receivers that a line has reached.
     reached: u32,
+    /// A line has come since the last tick.
+    heard: bool,
     kicked: bool,
     text: Vec<u8>,
 }
@@ -52,6 +54,7 @@ impl Broadcast {
             redis,
             opened: 0,
             reached: 0,
+            heard: false,
             kicked: false,
             text,
         }
@@ -90,6 +93,7 @@ impl Broadcast {
             return;
         };
         if *mark == PROBE {
+            self.heard = true;
             if !std::mem::replace(&mut client.reached, true) {
                 self.reached += 1;
             }
@@ -158,7 +162,9 @@ impl Handler for Broadcast {
 
     fn on_tick(&mut self, ctx: &mut Ctx) {
         if !self.record.running {
-            if self.opened as usize == self.number_of_senders + self.receivers as usize && !self.is_ready() {
+            let all = self.opened as usize == self.number_of_senders + self.receivers as usize;
+            // The next when the last has come to whom it comes: a slow server is not to be flooded.
+            if !std::mem::take(&mut self.heard) && all && !self.is_ready() {
                 self.publish(ctx, 0, PROBE, 1);
             }
         } else if !std::mem::replace(&mut self.kicked, true) {

@@ -150,7 +150,7 @@ fn cell(metric: Metric, figure: &Figure) -> String {
     let Spread { median, low, high } = figure.value;
     let mut text = metric.show(median);
     let off = (high - median).max(median - low) / median * 100.0;
-    if low < high && off >= 0.5 {
+    if median > 0.0 && off >= 0.5 {
         let _: std::fmt::Result = write!(text, " ±{off:.0}%");
     }
     if let Some(ratio) = &figure.ratio {
@@ -213,7 +213,10 @@ impl Report {
              {rounds} rounds of {seconds} s,\nof each server in turn. The server has core 0, the load core 1. A figure is the median \
              of the rounds, ± how far the farthest lies\nfrom it, × its ratio to the reference's of the same round (the floor, a C \
              program that makes the system calls and nothing else; for\nfiles, nginx). Where the server is not busy, something else \
-             held it up, and its rate says little; its CPU time does.\n"
+             held it up, and its rate says little; its CPU time a request does. Of\necho and broadcast, `load could make` is what the \
+             load makes in a second of its own CPU time: it holds nothing up while that is more\nthan the server's, a second divided by \
+             its CPU µs. An echo costs the client the same two system calls as the server, so there the two\nare close. Latency \
+             under wrk is as wrk corrects it, and left out where requests are pipelined, for that is where it is wrong.\n"
         );
         if self.workloads.iter().any(|outcome| outcome.goal.is_some()) {
             let mut rows = vec![["workload", "figure", "goal", "", "reached"].map(str::to_owned).to_vec()];

@@ -26,6 +26,10 @@ pub(super) enum Metric {
     ServerBusy,
     /// Share of its core that our own load used.
     LoadBusy,
+    /// What our own load could make, by its CPU time: if it is more than the server could take, the load held nothing up.
+    LoadLimit,
+    /// What came back on the firehose, in bytes a second.
+    Firehose,
     /// Resident bytes a connection.
     BytesPerConnection,
     /// User-space instructions a request.
@@ -35,7 +39,7 @@ pub(super) enum Metric {
 }
 
 impl Metric {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Rate,
         Self::Cpu,
         Self::User,
@@ -46,6 +50,8 @@ impl Metric {
         Self::Resident,
         Self::ServerBusy,
         Self::LoadBusy,
+        Self::LoadLimit,
+        Self::Firehose,
         Self::BytesPerConnection,
         Self::Instructions,
         Self::Syscalls,
@@ -64,6 +70,8 @@ impl Metric {
             Self::Resident => "resident KiB",
             Self::ServerBusy => "server busy %",
             Self::LoadBusy => "load busy %",
+            Self::LoadLimit => "load could make",
+            Self::Firehose => "firehose MiB/s",
             Self::BytesPerConnection => "bytes a connection",
             Self::Instructions => "instructions",
             Self::Syscalls => "system calls",
@@ -73,10 +81,12 @@ impl Metric {
     /// A value in the unit of the title.
     pub(super) fn show(self, value: f64) -> String {
         match self {
-            Self::Rate | Self::P50 | Self::P99 | Self::P999 => grouped(value),
+            Self::Rate | Self::LoadLimit | Self::P50 | Self::P99 | Self::P999 => grouped(value),
+            Self::Firehose => grouped(value / (1024.0 * 1024.0)),
             Self::Resident => grouped(value / 1024.0),
             Self::ServerBusy | Self::LoadBusy => format!("{:.0}", value * 100.0),
             Self::BytesPerConnection | Self::Instructions => grouped(value),
+            Self::Cpu | Self::User | Self::System if value >= 1000.0 => grouped(value),
             Self::Cpu | Self::User | Self::System => format!("{value:.3}"),
             Self::Syscalls => format!("{value:.2}"),
         }
@@ -84,7 +94,7 @@ impl Metric {
 
     /// Whether a ratio to the reference says something.
     pub(super) const fn is_compared(self) -> bool {
-        !matches!(self, Self::ServerBusy | Self::LoadBusy)
+        !matches!(self, Self::ServerBusy | Self::LoadBusy | Self::LoadLimit)
     }
 }
 

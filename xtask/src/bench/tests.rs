@@ -36,7 +36,7 @@ fn workloads_are_chosen_by_how_they_begin() {
     assert!(names(&["nothing"], false).unwrap_err().to_string().contains("http-64"));
 }
 
-/// Everything but the builds of others: it needs wrk, a C compiler and two cores, and says so where they are not there.
+/// Everything but what others have made: it needs wrk, a C compiler and two cores, and says so where they are not there.
 #[test]
 fn a_short_run_measures_and_reports() {
     let needed =
@@ -67,5 +67,7 @@ fn a_short_run_measures_and_reports() {
         for figure in ["rate", "cpu", "p50", "p99", "p999", "resident", "server_busy"] {
             assert!(ours["figures"][figure]["median"].as_f64().unwrap() > 0.0, "{figure} of {workload}");
         }
+        assert_eq!(workload["servers"][1]["name"], servers::FLOOR);
+        assert!(ours["figures"]["cpu"]["ratio"]["median"].as_f64().unwrap() > 0.0, "{text}");
     }
 }

@@ -275,8 +275,8 @@ impl Bench<'_> {
         let (mut sample, operations, seconds) = own_figures(&result)?;
         costs(&mut sample, before, cpu?, operations, seconds);
         if mode == "firehose" {
-            // The CPU time is that of the firehose.
-            for metric in [Metric::Cpu, Metric::User, Metric::System] {
+            // The CPU time is the firehose's, of which these operations are none.
+            for metric in [Metric::Cpu, Metric::User, Metric::System, Metric::LoadLimit] {
                 sample.remove(&metric);
             }
         }
@@ -293,12 +293,17 @@ fn own_figures(line: &str) -> io::Result<(Sample, f64, f64)> {
         number.ok_or_else(|| io::Error::other(format!("no {name} in {line:?}")))
     };
     let (operations, seconds) = (number("operations")?, number("seconds")?);
-    let sample = Sample::from([
+    let mut sample = Sample::from([
         (Metric::P50, number("p50")?),
         (Metric::P99, number("p99")?),
         (Metric::P999, number("p99.9")?),
         (Metric::LoadBusy, number("cpu")? / seconds),
+        (Metric::LoadLimit, operations / number("cpu")?),
     ]);
+    let beside = number("bytes")?;
+    if beside > 0.0 {
+        sample.insert(Metric::Firehose, beside / seconds);
+    }
     Ok((sample, operations, seconds))
 }
 
@@ -327,6 +332,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((operations, seconds), (10.0, 2.0));
+        assert_eq!((sample[&Metric::LoadLimit], sample.get(&Metric::Firehose)), (10.0 / 1.5, None));
         assert_eq!((sample[&Metric::LoadBusy], sample[&Metric::P999]), (0.75, 3.0));
         assert!(own_figures(r#"{"operations": 10}"#).is_err());
     }
