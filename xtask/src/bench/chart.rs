@@ -65,7 +65,8 @@ fn label(area: &Area<'_>, text: &str, at: (i32, i32), size: i32) -> io::Result<(
 }
 
 fn panel(area: &Area<'_>, metric: Metric, servers: &[&Measured], left: i32) -> io::Result<()> {
-    label(area, metric.title(), (left, 34), 13)?;
+    let title = if metric == Metric::Cpu { "CPU µs (dark: in the program)" } else { metric.title() };
+    label(area, title, (left, 34), 13)?;
     let median = |server: &Measured, metric| server.figures.get(&metric).map(|figure| figure.value.median);
     let largest =
         servers.iter().filter_map(|server| median(server, metric)).fold(f64::MIN_POSITIVE, f64::max);
@@ -78,7 +79,6 @@ fn panel(area: &Area<'_>, metric: Metric, servers: &[&Measured], left: i32) -> i
             let corners = [(left + from, top + 2), (left + to, top + ROW - 4)];
             area.draw(&Rectangle::new(corners, colour.mix(opacity).filled())).map_err(io::Error::other)
         };
-        // Time in the program is dark, in the kernel light.
         match median(server, Metric::User).filter(|_| metric == Metric::Cpu) {
             Some(user) => {
                 bar(0, width(user), 1.0)?;
