@@ -2,23 +2,23 @@
 
 use super::*;
 
-fn is_within(plan: &Plan) -> bool {
-    plan.estimate <= BUDGET
-}
-
 #[test]
 fn a_run_is_as_long_as_fits_into_its_time() {
     let options = Options::default();
-    let few = Plan::fit(4, 1.0, 0.0, 0, &options);
+    let few = Plan::fit(4, 1.0, 0.0, 0, BUDGET, &options);
     assert_eq!((few.rounds, few.seconds, few.steps), (5, 3, 20));
-    let many = Plan::fit(110, 25.0, 60.0, 18, &options);
-    assert_eq!((many.rounds, many.seconds, many.steps), (3, 1, 348));
-    assert!(is_within(&few) && is_within(&many));
+    let many = Plan::fit(110, 12.0, 30.0, 18, BUDGET, &options);
+    assert_eq!((many.rounds, many.seconds, many.steps), (4, 1, 458));
+    assert!(many.estimate <= BUDGET);
+    // What was built took its time.
+    let late = Plan::fit(110, 12.0, 30.0, 18, BUDGET - 240.0, &options);
+    assert!(late.rounds == 2 && late.estimate <= BUDGET - 240.0);
+    assert_eq!(Plan::fit(110, 12.0, 30.0, 18, 0.0, &options).rounds, 1);
     // What was asked for is done, however long it takes.
     let given = Options { rounds: Some(9), seconds: Some(10), ..Options::default() };
-    let long = Plan::fit(110, 25.0, 60.0, 18, &given);
+    let long = Plan::fit(110, 12.0, 30.0, 18, BUDGET, &given);
     assert_eq!((long.rounds, long.seconds), (9, 10));
-    let quick = Plan::fit(26, 6.0, 12.0, 4, &Options { quick: true, ..Options::default() });
+    let quick = Plan::fit(26, 6.0, 12.0, 4, BUDGET, &Options { quick: true, ..Options::default() });
     assert!((quick.rounds, quick.seconds) == (1, 1) && quick.estimate < 60.0);
 }
 

@@ -73,10 +73,10 @@ impl Workload {
     /// Seconds that one measurement takes, but for the load itself; about.
     pub(super) const fn overhead(&self) -> f64 {
         match self.load {
-            Load::Wrk(..) | Load::Echo(_) | Load::Firehose => 0.2,
-            Load::Broadcast { .. } => 0.4,
-            Load::Idle => 2.0,
-            Load::Instructions { .. } => 3.0,
+            Load::Wrk(..) | Load::Echo(_) | Load::Firehose => 0.1,
+            Load::Broadcast { .. } => 0.2,
+            Load::Idle => 1.0,
+            Load::Instructions { .. } => 2.0,
             Load::Syscalls => 2.0,
         }
     }
