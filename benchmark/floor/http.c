@@ -1,100 +1,106 @@
-/* The floor: an HTTP server that does nothing but the system calls.
+/* The floor of HTTP: a server that does little but the system calls.
  *
- * Edge-triggered epoll, one thread. It parses nothing: every read is taken for exactly one request, and every answer is
- * the bytes that `epoll-server http` gives for GET /hello, but for a Date that stands still. What a server spends
- * beyond this is what it adds to the kernel's work.
+ * It looks for the end of each head in what it has read, and for "Connection: close" before that; it parses no more. A
+ * head that begins with "P" is taken for POST /echo with a body of 1,024 bytes, any other for GET /hello. The answers are
+ * the bytes that `epoll-server http` gives, but for a Date that stands still; those to all requests that one read brings
+ * leave with one send. A client that does not read is disconnected once its socket is full. What a server spends beyond
+ * this is what it adds to the kernel's work.
  *
- * Usage: http PORT    (listens on 127.0.0.1)
- * Build: cc -O2 -o http http.c
+ * Build and usage: loop.h
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <netinet/tcp.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/socket.h>
-#include <unistd.h>
+#include "loop.h"
 
-static const char answer[] =
-    "HTTP/1.1 200 OK\r\n"
-    "Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
-    "Content-Length: 13\r\n"
-    "Content-Type: text/plain; charset=utf-8\r\n"
-    "\r\n"
-    "Hello, World!";
+#define BODY 1024
+#define DATE "HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+#define TEXT "Content-Type: text/plain; charset=utf-8\r\n\r\nHello, World!"
+#define BYTES "Content-Type: application/octet-stream\r\n\r\n"
 
-static void fail(const char *what) {
-    perror(what);
-    exit(1);
+static const char hello[] = DATE "Content-Length: 13\r\n" TEXT;
+static const char last_hello[] = DATE "Content-Length: 13\r\nConnection: close\r\n" TEXT;
+static const char echo[] = DATE "Content-Length: 1024\r\n" BYTES;
+static const char last_echo[] = DATE "Content-Length: 1024\r\nConnection: close\r\n" BYTES;
+
+static char input[65536];
+static char output[65536];
+static size_t output_length;
+
+/* The start of a request whose rest has not come; data is NULL when there is none. */
+static struct {
+    char *data;
+    size_t length;
+} kept[MOST_DESCRIPTORS];
+
+static void put(const char *data, size_t length) {
+    memcpy(output + output_length, data, length);
+    output_length += length;
 }
 
-static int listen_on(int port) {
-    int on = 1;
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (listener < 0) fail("socket");
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-    if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0) fail("bind");
-    if (listen(listener, 4096) < 0) fail("listen");
-    return listener;
+/* Says whether the socket has taken it all. */
+static int flush(int fd) {
+    size_t length = output_length;
+    output_length = 0;
+    return length == 0 || send(fd, output, length, MSG_NOSIGNAL) == (ssize_t)length;
 }
 
-static void watch(int epoll, int fd, unsigned events) {
-    struct epoll_event event = {.events = events, .data.fd = fd};
-    if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0) fail("epoll_ctl");
-}
-
-static void accept_all(int epoll, int listener) {
-    for (;;) {
-        int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0) {
-            if (errno == EAGAIN) return;
-            if (errno == EINTR || errno == ECONNABORTED) continue;
-            fail("accept4");
+/* Answers the requests of the first `length` bytes of input; returns how many bytes they are, or -1 after the last. */
+static ssize_t answer(int fd, size_t length) {
+    char *start = input, *limit = input + length, *end;
+    while ((end = memmem(start, limit - start, "\r\n\r\n", 4)) != NULL) {
+        int is_last = memmem(start, end - start, "\nConnection: close", 18) != NULL;
+        if (output_length > sizeof output - 2 * BODY && !flush(fd)) return -1;
+        end += 4;
+        if (*start == 'P') {
+            if (limit - end < BODY) break;
+            is_last ? put(last_echo, sizeof last_echo - 1) : put(echo, sizeof echo - 1);
+            put(end, BODY);
+            end += BODY;
+        } else {
+            is_last ? put(last_hello, sizeof last_hello - 1) : put(hello, sizeof hello - 1);
         }
-        watch(epoll, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+        start = end;
+        if (is_last) {
+            flush(fd);
+            return -1;
+        }
     }
+    return flush(fd) ? start - input : -1;
 }
 
-/* A read shorter than the buffer has emptied the socket, unless the peer has closed. */
-static void serve(int fd, unsigned events) {
-    static char buffer[65536];
+static void end_connection(int fd) {
+    free(kept[fd].data);
+    kept[fd].data = NULL;
+    kept[fd].length = 0;
+    close(fd);
+}
+
+static void ready(int fd, unsigned events) {
     while (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
-        ssize_t received = recv(fd, buffer, sizeof buffer, 0);
+        size_t length = kept[fd].length;
+        size_t room = sizeof input - length;
+        ssize_t received = recv(fd, input + length, room, 0);
         if (received < 0 && errno == EAGAIN) return;
-        if (received <= 0 || send(fd, answer, sizeof answer - 1, MSG_NOSIGNAL) < 0) {
-            close(fd);
-            return;
+        if (received <= 0) return end_connection(fd);
+        if (length > 0) {
+            memcpy(input, kept[fd].data, length);
+            free(kept[fd].data);
+            kept[fd].data = NULL;
+            kept[fd].length = 0;
         }
-        if (!(events & EPOLLRDHUP)) return;
+        length += received;
+        ssize_t answered = answer(fd, length);
+        /* A head that fills the buffer never ends. */
+        if (answered < 0 || length - answered == sizeof input) return end_connection(fd);
+        if ((size_t)answered < length) {
+            kept[fd].length = length - answered;
+            kept[fd].data = malloc(kept[fd].length);
+            if (kept[fd].data == NULL) fail("malloc");
+            memcpy(kept[fd].data, input + answered, kept[fd].length);
+        }
+        /* A read shorter than its room has emptied the socket, unless the peer has closed. */
+        if ((size_t)received < room && !(events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))) return;
     }
 }
 
-int main(int argc, char **argv) {
-    if (argc != 2) {
-        fprintf(stderr, "usage: %s PORT\n", argv[0]);
-        return 2;
-    }
-    signal(SIGPIPE, SIG_IGN);
-    int listener = listen_on(atoi(argv[1]));
-    int epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (epoll < 0) fail("epoll_create1");
-    watch(epoll, listener, EPOLLIN | EPOLLET);
-    for (;;) {
-        static struct epoll_event events[256];
-        int count = epoll_wait(epoll, events, 256, -1);
-        if (count < 0 && errno != EINTR) fail("epoll_wait");
-        for (int i = 0; i < count; i++) {
-            if (events[i].data.fd == listener)
-                accept_all(epoll, listener);
-            else
-                serve(events[i].data.fd, events[i].events);
-        }
-    }
-}
+static void opened(int fd) { (void)fd; }
+
+int main(int argc, char **argv) { return run(argc, argv, "http", opened, ready); }

@@ -1,241 +1,291 @@
-//! `cargo xtask bench`: what the release build costs. Every figure of one kind comes from one run, with the floor it
-//! is compared with measured in turns beside it; single figures from a shared machine mean little.
+//! `cargo xtask bench`: what the release build costs beside other servers. Each round has every server in turn, with the floor
+//! among them, and ratios are taken within a round: a shared machine drifts, and single figures from it mean little.
 
-mod files;
+mod chart;
+mod check;
+mod counted;
+mod report;
+mod servers;
+mod stats;
+mod workloads;
+mod wrk;
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::process::{Server, build_server, is_installed, output, root};
+use crate::process::{Server, is_installed, output, root, target};
+use report::{Absent, Outcome, Report, Rounds};
+use servers::{Entry, Servers, Service};
+use workloads::{Bench, Workload};
 
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct Options {
-    /// Only this measurement; may be repeated
-    #[arg(long, value_enum)]
-    only: Vec<Measurement>,
-    /// Times each server is measured; the median counts
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
+    /// Only workloads whose names begin so: http-64, echo, memory, instructions...; may be repeated
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Times each server is measured; the median counts. What fits into ten minutes, with --seconds, if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: Option<u32>,
     /// Seconds of load in each round
-    #[arg(long, default_value_t = 10)]
-    seconds: u32,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    seconds: Option<u32>,
+    /// Only this server and the floor, one round of a second, no instructions: about a minute
+    #[arg(long)]
+    quick: bool,
+    /// This server as it was at a revision too, from a worktree under target/
+    #[arg(long, value_name = "REVISION")]
+    against: Option<String>,
+    /// Install what is not there, by apt-get and pip
+    #[arg(long)]
+    install: bool,
+    /// Where to write the results; benchmark/results for a run of everything, target/bench/results otherwise
+    #[arg(long, value_name = "DIRECTORY")]
+    out: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Measurement {
-    /// CPU time a keep-alive request, beside a bare C epoll loop (needs wrk, taskset and a C compiler)
-    Http,
-    /// System calls of 10,000 keep-alive requests on one connection (needs strace)
-    Syscalls,
-    /// Resident memory a connection with 9,000 idle echo clients
-    Memory,
-    /// CPU time of a request for a file, beside nginx with sendfile on (needs nginx, wrk and taskset)
-    Files,
-}
+/// What a run without arguments may take, in seconds, with what it builds: ten minutes, and some to spare.
+const BUDGET: f64 = 560.0;
 
 pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
-    let server = build_server()?;
-    let wanted = |measurement| options.only.is_empty() || options.only.contains(&measurement);
-    if wanted(Measurement::Http) {
-        http(&server, options, out)?;
+    let begun = Instant::now();
+    let mut wanted = select(options)?;
+    require()?;
+    let directory = target()?.join("bench");
+    std::fs::create_dir_all(&directory)?;
+    let building = ProgressBar::new_spinner();
+    let progress = |what: &str| {
+        building.set_message(what.to_owned());
+        building.tick();
+    };
+    if options.install {
+        servers::install(&progress)?;
     }
-    if wanted(Measurement::Syscalls) {
-        syscalls(&server, out)?;
+    let services: Vec<Service> = wanted.iter().map(|workload| workload.service).collect();
+    if services.contains(&Service::Files) {
+        servers::write_files(&directory)?;
     }
-    if wanted(Measurement::Memory) {
-        memory(&server, out)?;
+    let against = options.against.as_deref();
+    let servers = servers::prepare(&directory, &services, options.quick, against, &progress)?;
+    progress("building the load");
+    let loader = build_loader()?;
+    building.finish_and_clear();
+
+    let mut absent: Vec<Absent> = Vec::new();
+    absent.extend(
+        servers.absent.iter().map(|(name, reason)| Absent { name: name.clone(), reason: reason.clone() }),
+    );
+    wanted.retain(|workload| match workload.needs() {
+        Some((program, argument)) if !is_installed(program, argument) => {
+            let reason = format!("{program} is not installed");
+            absent.push(Absent { name: workload.name.to_owned(), reason });
+            false
+        }
+        _ => true,
+    });
+    for Absent { name, reason } in &absent {
+        writeln!(out, "skipped: {name}: {reason}")?;
     }
-    if wanted(Measurement::Files) {
-        files::compare(&server, options.rounds, options.seconds, out)?;
+    let plan = Plan::new(&wanted, &servers, BUDGET - begun.elapsed().as_secs_f64(), options);
+    let Plan { rounds, seconds, .. } = plan;
+    writeln!(out, "{rounds} rounds of {seconds} s; this will take about {}\n", in_words(plan.estimate))?;
+    out.flush()?;
+
+    let mut report = Report::new(rounds as usize, u64::from(seconds));
+    report.absent = absent;
+    let bench =
+        Bench { directory: &directory, loader: &loader, time: Duration::from_secs(u64::from(seconds)) };
+    let bar = bar(plan.steps);
+    for workload in &wanted {
+        let rounds = if workload.is_timed() { rounds } else { 1 };
+        let outcome = Outcome::new(workload, measure(&bench, workload, &servers.entries, rounds, &bar));
+        bar.suspend(|| writeln!(out, "{} ({})\n{}", workload.title, workload.name, outcome.table()))?;
+        out.flush()?;
+        report.workloads.push(outcome);
+    }
+    bar.finish_and_clear();
+    let whole = options.only.is_empty() && !options.quick;
+    let results = options
+        .out
+        .clone()
+        .unwrap_or_else(|| if whole { root().join("benchmark/results") } else { directory.join("results") });
+    report.write(&results)?;
+    writeln!(
+        out,
+        "{}; the report is {}",
+        in_words(begun.elapsed().as_secs_f64()),
+        results.join("report.md").display()
+    )
+}
+
+/// What nothing can be measured without.
+fn require() -> io::Result<()> {
+    // Servers inherit it: 9,000 clients are to be held.
+    let _: Result<epoll_reactor::OpenFileLimit, epoll_reactor::Errno> =
+        epoll_reactor::raise_open_file_limit();
+    for (program, package) in [("setpriv", "util-linux"), ("taskset", "util-linux")] {
+        if !is_installed(program, "--version") {
+            return Err(io::Error::other(format!("{program} is not installed (package {package})")));
+        }
+    }
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return Err(io::Error::other("it takes two cores, one for the server and one for the load"));
     }
     Ok(())
 }
 
-/// One server under one load.
-struct Round {
-    requests_per_second: f64,
-    user: f64,
-    system: f64,
-}
-
-impl Round {
-    /// CPU microseconds a request.
-    fn total(&self) -> f64 {
-        self.user + self.system
-    }
-}
-
-fn http(server: &Path, options: &Options, out: &mut impl Write) -> io::Result<()> {
-    writeln!(
-        out,
-        "HTTP keep-alive: wrk -t1 -c64 -d{} /hello; server on core 0, wrk on core 1",
-        options.seconds
-    )?;
-    for (program, argument) in [("wrk", "--version"), ("taskset", "--version"), ("cc", "--version")] {
-        if !is_installed(program, argument) {
-            return writeln!(out, "  skipped: {program} is not installed\n");
+/// The workloads that are asked for.
+fn select(options: &Options) -> io::Result<Vec<Workload>> {
+    for name in &options.only {
+        if !workloads::ALL.iter().any(|workload| workload.name.starts_with(name)) {
+            let names: Vec<_> = workloads::ALL.iter().map(|workload| workload.name).collect();
+            return Err(io::Error::other(format!(
+                "no workload begins with {name:?}; there are {}",
+                names.join(", ")
+            )));
         }
     }
-    let floor = build_floor()?;
-    let ours = Server::start(pinned(0).arg(server).arg("http"))?;
-    let bare = Server::start_on_port(pinned(0).arg(&floor))?;
-    let (mut of_ours, mut of_bare, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 1..=options.rounds {
-        let pair = (load(&ours, "hello", 64, options.seconds)?, load(&bare, "hello", 64, options.seconds)?);
-        let ratio = pair.0.total() / pair.1.total();
-        writeln!(
-            out,
-            "  round {round}: {:.3} and {:.3} µs, ratio {ratio:.3}",
-            pair.0.total(),
-            pair.1.total()
-        )?;
-        ratios.push(ratio);
-        of_ours.push(pair.0);
-        of_bare.push(pair.1);
-    }
-    writeln!(
-        out,
-        "  {:<14}{:>12}{:>12}{:>12}{:>12}",
-        "median of", "requests/s", "user µs", "system µs", "total µs"
-    )?;
-    for (name, rounds) in [("epoll-server", &of_ours), ("bare C loop", &of_bare)] {
-        writeln!(
-            out,
-            "  {name:<14}{:>12.0}{:>12.3}{:>12.3}{:>12.3}",
-            median(rounds.iter().map(|round| round.requests_per_second)),
-            median(rounds.iter().map(|round| round.user)),
-            median(rounds.iter().map(|round| round.system)),
-            median(rounds.iter().map(Round::total)),
-        )?;
-    }
-    writeln!(out, "  CPU a request, to the bare C loop's: {}\n", with_spread(&ratios))
-}
-
-/// The median, and between what it lies.
-fn with_spread(ratios: &[f64]) -> String {
-    let (low, high) =
-        (ratios.iter().copied().fold(f64::MAX, f64::min), ratios.iter().copied().fold(0.0, f64::max));
-    format!("{:.3} ({low:.3} to {high:.3})", median(ratios.iter().copied()))
-}
-
-/// Loads a server with wrk, and reads its CPU time from /proc around that.
-fn load(server: &Server, path: &str, connections: u32, seconds: u32) -> io::Result<Round> {
-    let before = server.cpu_time()?;
-    let url = format!("http://127.0.0.1:{}/{path}", server.port);
-    let (connections, duration) = (format!("-c{connections}"), format!("-d{seconds}"));
-    let report = output(pinned(1).args(["wrk", "-t1", &connections, &duration, "--timeout", "30s", &url]))?;
-    let after = server.cpu_time()?;
-    let first_number = |marker: &str| {
-        let line = report.lines().find(|line| line.contains(marker))?;
-        line.split_whitespace().find_map(|word| word.parse::<f64>().ok())
+    let is_wanted = |workload: &Workload| {
+        let is_slow = workload.service == Service::Files
+            || matches!(workload.load, workloads::Load::Instructions { .. });
+        let named = options.only.iter().any(|name| workload.name.starts_with(name.as_str()));
+        named || options.only.is_empty() && !(options.quick && is_slow)
     };
-    if report.contains("Socket errors") || report.contains("Non-2xx") {
-        return Err(io::Error::other(report));
+    Ok(workloads::ALL.into_iter().filter(is_wanted).collect())
+}
+
+fn build_loader() -> io::Result<PathBuf> {
+    output(Command::new(env!("CARGO")).current_dir(root()).args([
+        "build",
+        "--release",
+        "--quiet",
+        "-p",
+        "bench-load",
+    ]))?;
+    Ok(target()?.join("release/bench-load"))
+}
+
+/// How often and how long.
+#[derive(Debug, PartialEq)]
+struct Plan {
+    rounds: u32,
+    seconds: u32,
+    /// Seconds of it all.
+    estimate: f64,
+    /// Measurements.
+    steps: u64,
+}
+
+impl Plan {
+    fn new(wanted: &[Workload], servers: &Servers, budget: f64, options: &Options) -> Self {
+        let cells = wanted.iter().flat_map(|workload| {
+            let takes = servers.entries.iter().filter(|entry| workload.takes(entry)).count();
+            std::iter::repeat_n(workload, takes)
+        });
+        let (mut timed, mut overhead, mut once, mut steps) = (0, 0.0, 0.0, 0);
+        for workload in cells {
+            if workload.is_timed() {
+                timed += 1;
+                overhead += workload.overhead();
+            } else {
+                once += workload.overhead();
+                steps += 1;
+            }
+        }
+        Self::fit(timed, overhead, once, steps, budget, options)
     }
-    match (first_number("requests in"), first_number("Requests/sec")) {
-        (Some(requests), Some(requests_per_second)) => Ok(Round {
-            requests_per_second,
-            user: (after.user - before.user).as_secs_f64() * 1e6 / requests,
-            system: (after.system - before.system).as_secs_f64() * 1e6 / requests,
-        }),
-        _ => Err(io::Error::other(format!("cannot read wrk's report: {report}"))),
+
+    /// `timed` measurements in each round, which take `overhead` seconds besides their load, and others that take `once`.
+    fn fit(timed: u32, overhead: f64, once: f64, steps: u64, budget: f64, options: &Options) -> Self {
+        let takes =
+            |rounds: u32, seconds: u32| f64::from(rounds) * (f64::from(timed * seconds) + overhead) + once;
+        let (quick, fallback) = ([(1, 1)], [(5, 3), (5, 2), (3, 2), (5, 1), (4, 1), (3, 1), (2, 1), (1, 1)]);
+        let candidates: &[(u32, u32)] = if options.quick { &quick } else { &fallback };
+        let given = |(rounds, seconds): (u32, u32)| {
+            (options.rounds.unwrap_or(rounds), options.seconds.unwrap_or(seconds))
+        };
+        let mut choices = candidates.iter().copied().map(given);
+        let fits = choices.clone().find(|(rounds, seconds)| takes(*rounds, *seconds) <= budget);
+        let (rounds, seconds) = fits.or_else(|| choices.next_back()).unwrap_or((1, 1));
+        Self { rounds, seconds, estimate: takes(rounds, seconds), steps: steps + u64::from(rounds * timed) }
     }
 }
 
-fn syscalls(server: &Path, out: &mut impl Write) -> io::Result<()> {
-    const REQUESTS: usize = 10_000;
-    writeln!(out, "System calls: strace -c -f, {REQUESTS} keep-alive requests on one connection")?;
-    if !is_installed("strace", "--version") {
-        return writeln!(out, "  skipped: strace is not installed\n");
-    }
-    let server = Server::start(Command::new(server).arg("http"))?;
-    let mut client = TcpStream::connect(("127.0.0.1", server.port))?;
-    client.set_nodelay(true)?;
-    // Connected and answered once before strace attaches: what is counted is the steady state.
-    ask(&mut client)?;
-    let mut strace = Command::new("strace")
-        .args(["-c", "-f", "-p", &server.id().to_string()])
-        .stderr(std::process::Stdio::piped())
-        .spawn()?;
-    let mut report = io::BufReader::new(strace.stderr.take().ok_or_else(|| io::Error::other("no stderr"))?);
-    let mut line = String::new();
-    io::BufRead::read_line(&mut report, &mut line)?;
-    if !line.contains("attached") {
-        return writeln!(out, "  skipped: {line}");
-    }
-    for _ in 0..REQUESTS {
-        ask(&mut client)?;
-    }
-    server.terminate()?;
-    let mut summary = String::new();
-    report.read_to_string(&mut summary)?;
-    strace.wait()?;
-    for line in summary.lines().filter(|line| line.chars().any(|character| character.is_ascii_digit())) {
-        writeln!(out, "  {line}")?;
-    }
-    writeln!(out, "  (the calls that are there once or twice are the shutdown)\n")
+fn in_words(seconds: f64) -> String {
+    format!("{} min {:02} s", (seconds / 60.0) as u64, (seconds % 60.0) as u64)
 }
 
-fn ask(client: &mut TcpStream) -> io::Result<()> {
-    client.write_all(b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-    let mut answer = [0; 4096];
-    let mut length = 0;
-    while !answer.get(..length).unwrap_or_default().ends_with(b"Hello, World!") {
-        match client.read(answer.get_mut(length..).unwrap_or_default())? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => length += count,
+fn bar(steps: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg} (still {eta})") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// All rounds of one workload. A server that fails is left out from there on.
+fn measure(
+    bench: &Bench<'_>,
+    workload: &Workload,
+    entries: &[Entry],
+    rounds: u32,
+    bar: &ProgressBar,
+) -> Vec<Rounds> {
+    let takers: Vec<&Entry> = entries.iter().filter(|entry| workload.takes(entry)).collect();
+    let mut results: Vec<Rounds> = takers
+        .iter()
+        .map(|entry| Rounds { name: entry.name.clone(), samples: Vec::new(), failure: None })
+        .collect();
+    let mut running: Vec<Option<Server>> = takers
+        .iter()
+        .zip(&mut results)
+        .map(|(entry, result)| match start(bench, workload, entry) {
+            Ok(server) => Some(server),
+            Err(error) => {
+                result.failure = Some(format!("not measured: {error}"));
+                bar.inc(u64::from(rounds));
+                None
+            }
+        })
+        .collect();
+    for round in 0..rounds {
+        for ((entry, result), slot) in takers.iter().zip(&mut results).zip(&mut running) {
+            let Some(server) = slot else {
+                result.samples.push(None);
+                continue;
+            };
+            bar.set_message(format!("{}: {}", workload.name, entry.name));
+            match bench.measure(workload, entry, server) {
+                Ok(sample) => result.samples.push(Some(sample)),
+                Err(error) => {
+                    result.samples.push(None);
+                    result.failure = Some(format!("failed in round {}: {error}", round + 1));
+                    bar.inc(u64::from(rounds - round - 1));
+                    *slot = None;
+                }
+            }
+            bar.inc(1);
+            if !workload.is_timed() {
+                *slot = None;
+            }
         }
     }
-    Ok(())
+    results
 }
 
-fn memory(server: &Path, out: &mut impl Write) -> io::Result<()> {
-    const CLIENTS: u32 = 9_000;
-    writeln!(
-        out,
-        "Memory: {CLIENTS} idle clients of epoll-server echo, each having sent and received 64 bytes"
-    )?;
-    let server = Server::start(Command::new(server).arg("echo"))?;
-    let mut clients = Vec::new();
-    let mut connect = |count| -> io::Result<()> {
-        for _ in 0..count {
-            let mut client = TcpStream::connect(("127.0.0.1", server.port))?;
-            let mut echoed = [0; 64];
-            client.write_all(&[7; 64])?;
-            client.read_exact(&mut echoed)?;
-            clients.push(client);
-        }
-        Ok(())
-    };
-    // The first touches what the loop itself needs.
-    connect(1)?;
-    let before = server.resident()?;
-    connect(CLIENTS)?;
-    let after = server.resident()?;
-    let each = after.saturating_sub(before) / u64::from(CLIENTS);
-    writeln!(out, "  resident before {before} bytes, after {after}: {each} bytes a connection\n")
+/// A server that has answered right.
+fn start(bench: &Bench<'_>, workload: &Workload, entry: &Entry) -> io::Result<Server> {
+    let server = entry.start(workload.service, workload.flags(), servers::pinned(), bench.directory)?;
+    bench.check(workload, entry, &server).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::other("no answer, or a part of one, in five seconds"),
+        _ => error,
+    })?;
+    Ok(server)
 }
 
-fn build_floor() -> io::Result<PathBuf> {
-    let directory = root().join("benchmark");
-    let binary = directory.join("bin/floor-http");
-    std::fs::create_dir_all(directory.join("bin"))?;
-    output(Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&binary).arg(directory.join("floor/http.c")))?;
-    Ok(binary)
-}
-
-fn pinned(core: u32) -> Command {
-    let mut command = Command::new("taskset");
-    command.args(["-c", &core.to_string()]);
-    command
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
+#[cfg(test)]
+mod tests;

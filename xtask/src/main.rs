@@ -2,6 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures of measurements are small"
+)]
 mod bench;
 mod canary;
 mod fuzz;
@@ -32,7 +38,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Measure the release build: CPU per request beside a bare C loop, system calls, memory a connection
+    /// Measure the release build beside other servers and a bare C loop: throughput, CPU time, latency, memory
     Bench(bench::Options),
     /// Plant defects in a copy of the sources, and see that the simulation finds each
     Canary(canary::Options),

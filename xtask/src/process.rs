@@ -46,6 +46,17 @@ pub(crate) fn target() -> io::Result<PathBuf> {
     }
 }
 
+/// A command that is killed when the thread that starts it ends, however that comes, and that runs on one core only: prctl(2),
+/// `PR_SET_PDEATHSIG`, by setpriv(1); sched_setaffinity(2), by taskset(1). Both become the program, so its id is the child's.
+pub(crate) fn guarded(core: Option<u32>) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]);
+    if let Some(core) = core {
+        command.args(["taskset", "-c", &core.to_string()]);
+    }
+    command
+}
+
 /// A port that was free a moment ago, for programs that cannot choose one themselves.
 pub(crate) fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
@@ -58,11 +69,15 @@ pub(crate) struct Server {
     pub(crate) port: u16,
 }
 
-/// User and system CPU time.
+/// CPU time of a process, of all its threads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CpuTime {
+    /// In ticks of 10 ms.
     pub(crate) user: Duration,
+    /// In ticks of 10 ms.
     pub(crate) system: Duration,
+    /// Both, to the nanosecond.
+    pub(crate) total: Duration,
 }
 
 impl Server {
@@ -85,20 +100,18 @@ impl Server {
         }
     }
 
-    /// Starts a program that listens on the port it is given as its only argument, and waits until it does.
-    pub(crate) fn start_on_port(command: &mut Command) -> io::Result<Self> {
-        let port = free_port()?;
-        Self::start_listening(command.arg(port.to_string()), port)
-    }
-
     /// Starts a program that will listen on `port`, and waits until it does.
     pub(crate) fn start_listening(command: &mut Command, port: u16) -> io::Result<Self> {
+        command.stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().map_err(|error| named(command, &error))?;
-        let server = Self { child, port };
-        let patience = Instant::now() + Duration::from_secs(5);
+        let mut server = Self { child, port };
+        let patience = Instant::now() + Duration::from_secs(15);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if let Some(status) = server.child.try_wait()? {
+                return Err(io::Error::other(format!("it has ended: {status}")));
+            }
             if Instant::now() > patience {
-                return Err(io::Error::other(format!("nothing listens on port {port}")));
+                return Err(io::Error::other("it does not listen"));
             }
             std::thread::yield_now();
         }
@@ -109,18 +122,26 @@ impl Server {
         self.child.id()
     }
 
-    /// CPU time so far, of the process `id`: proc(5), /proc/pid/stat, fields 14 and 15.
+    /// CPU time so far: proc(5), /proc/pid/stat, fields 14 and 15; and the first field of each thread's schedstat, as the
+    /// kernel's documentation of scheduler statistics has it.
     pub(crate) fn cpu_time(&self) -> io::Result<CpuTime> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
         // The second field is the program's name in parentheses, and may contain anything.
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         // The first word behind it is field 3.
         let ticks = |field: usize| after_name.split_whitespace().nth(field - 3)?.parse::<u64>().ok();
+        let mut total = Duration::ZERO;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.id()))? {
+            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            total +=
+                Duration::from_nanos(text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0));
+        }
         match (ticks(14), ticks(15)) {
             // 100 ticks a second, as on every Linux that is not built for something special.
             (Some(user), Some(system)) => Ok(CpuTime {
                 user: Duration::from_millis(user * 10),
                 system: Duration::from_millis(system * 10),
+                total,
             }),
             _ => Err(io::Error::other(format!("cannot read {stat:?}"))),
         }
@@ -156,4 +177,26 @@ impl Drop for Server {
 
 fn named(command: &Command, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", command.get_program().display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guarded_program_ends_with_whoever_started_it() {
+        let starter = std::thread::spawn(|| {
+            let mut command = guarded(None);
+            command.args(["sh", "-c", "echo up; exec sleep 60"]).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            // What runs is the program, not what has started it.
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            assert_eq!(line, "up\n");
+            child
+        });
+        let mut child = starter.join().unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{status}");
+    }
 }

@@ -1,0 +1,73 @@
+//! Tests of the whole: what a run chooses, and a short run.
+
+use super::*;
+
+#[test]
+fn a_run_is_as_long_as_fits_into_its_time() {
+    let options = Options::default();
+    let few = Plan::fit(4, 1.0, 0.0, 0, BUDGET, &options);
+    assert_eq!((few.rounds, few.seconds, few.steps), (5, 3, 20));
+    let many = Plan::fit(110, 12.0, 30.0, 18, BUDGET, &options);
+    assert_eq!((many.rounds, many.seconds, many.steps), (4, 1, 458));
+    assert!(many.estimate <= BUDGET);
+    // What was built took its time.
+    let late = Plan::fit(110, 12.0, 30.0, 18, BUDGET - 240.0, &options);
+    assert!(late.rounds == 2 && late.estimate <= BUDGET - 240.0);
+    assert_eq!(Plan::fit(110, 12.0, 30.0, 18, 0.0, &options).rounds, 1);
+    // What was asked for is done, however long it takes.
+    let given = Options { rounds: Some(9), seconds: Some(10), ..Options::default() };
+    let long = Plan::fit(110, 12.0, 30.0, 18, BUDGET, &given);
+    assert_eq!((long.rounds, long.seconds), (9, 10));
+    let quick = Plan::fit(26, 6.0, 12.0, 4, BUDGET, &Options { quick: true, ..Options::default() });
+    assert!((quick.rounds, quick.seconds) == (1, 1) && quick.estimate < 60.0);
+}
+
+#[test]
+fn workloads_are_chosen_by_how_they_begin() {
+    let names = |only: &[&str], quick| -> io::Result<Vec<&str>> {
+        let only = only.iter().map(|&name| name.to_owned()).collect();
+        let chosen = select(&Options { only, quick, ..Options::default() })?;
+        Ok(chosen.iter().map(|workload| workload.name).collect())
+    };
+    assert_eq!(names(&["http-64", "memory"], false).unwrap(), ["http-64", "memory-http", "memory-echo"]);
+    assert_eq!(names(&[], false).unwrap().len(), workloads::ALL.len());
+    assert!(!names(&[], true).unwrap().contains(&"instructions-http"));
+    assert_eq!(names(&["instructions-http"], true).unwrap(), ["instructions-http"]);
+    assert!(names(&["nothing"], false).unwrap_err().to_string().contains("http-64"));
+}
+
+/// Everything but what others have made: it needs wrk, a C compiler and two cores, and says so where they are not there.
+#[test]
+fn a_short_run_measures_and_reports() {
+    let needed =
+        [("wrk", "--version"), ("cc", "--version"), ("setpriv", "--version"), ("taskset", "--version")];
+    if let Some((program, _)) = needed.iter().find(|(program, argument)| !is_installed(program, argument)) {
+        eprintln!("skipped: {program} is not installed");
+        return;
+    }
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        eprintln!("skipped: it takes two cores");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let only =
+        ["http-64", "http-new", "http-post", "echo-64", "broadcast-100-16"].map(str::to_owned).to_vec();
+    let options = Options { only, quick: true, out: Some(directory.path().to_owned()), ..Options::default() };
+    let mut text = Vec::new();
+    run(&options, &mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    let json = std::fs::read_to_string(directory.path().join("latest.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let workloads = json["workloads"].as_array().unwrap();
+    assert_eq!(workloads.len(), 5, "{text}");
+    for workload in workloads {
+        let ours = &workload["servers"][0];
+        assert_eq!(ours["name"], servers::OURS);
+        assert!(ours["failure"].is_null(), "{text}");
+        for figure in ["rate", "cpu", "p50", "p99", "p999", "resident", "server_busy"] {
+            assert!(ours["figures"][figure]["median"].as_f64().unwrap() > 0.0, "{figure} of {workload}");
+        }
+        assert_eq!(workload["servers"][1]["name"], servers::FLOOR);
+        assert!(ours["figures"]["cpu"]["ratio"]["median"].as_f64().unwrap() > 0.0, "{text}");
+    }
+}
