@@ -48,10 +48,19 @@ fn a_privileged_port_takes_one_line() {
 }
 
 #[test]
-fn an_address_that_is_none_takes_one_line() {
-    for address in ["nonsense", "127.0.0.1", "127.0.0.1:99999", "unix:", "::1:80:x", ""] {
-        assert_refused(address, &format!("epoll-server: address {address:?}: "));
+fn an_address_that_is_none_is_an_error_of_the_command_line() {
+    for address in ["nonsense", "8080", "*:8080", "127.0.0.1", "127.0.0.1:99999", "unix:", "::1:80:x", ""] {
+        let (code, output, errors) = outcome(&["echo", "--listen", "127.0.0.1:0", "--listen", address]);
+        assert_eq!((code, output.as_str()), (2, ""), "{errors}");
+        let start = format!("error: invalid value '{address}' for '--listen <ADDR>': ");
+        assert!(errors.starts_with(&start), "{errors}");
     }
+}
+
+#[test]
+fn a_name_that_nobody_has_takes_one_line() {
+    // RFC 6761 section 6.4.
+    assert_refused("nobody.invalid:80", "epoll-server: address \"nobody.invalid:80\": ");
 }
 
 #[test]
@@ -273,9 +282,14 @@ fn the_help_names_every_flag_with_its_default_and_every_exit_code() {
         assert_help(&["echo", help], &common);
         assert_help(&["http", help], &[common.as_slice(), &http].concat());
     }
+    for arguments in [&["--help"][..], &["broadcast", "--help"], &["echo", "--help"], &["http", "--help"]] {
+        assert_help(arguments, &[("Signals:", "SIGINT"), ("Signals:", "SIGTERM"), ("Signals:", "SIGHUP")]);
+    }
+    assert_help(&["http", "--help"], &[("Files (--root):\n", ""), ("Without --root:", "/live")]);
     assert_help(
         &["--help"],
         &[
+            ("Each protocol has its own flags", "epoll-server http --help"),
             ("Exit codes:", "0"),
             ("  1", ""),
             ("  2", ""),
