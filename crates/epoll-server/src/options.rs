@@ -3,7 +3,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -11,7 +11,6 @@ use epoll_protocols::http1::HttpConfig;
 use epoll_protocols::{BroadcastConfig, SlowReceivers};
 use epoll_reactor::Limits;
 
-use crate::access_log;
 use crate::flags::{
     BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag,
 };
@@ -55,13 +54,11 @@ pub(crate) struct Content {
 }
 
 impl Protocol {
-    /// Whether there is an access log that somebody may rename.
-    pub(crate) fn has_log_file(&self) -> bool {
+    /// Where the access log goes, if there is one.
+    pub(crate) fn access_log(&self) -> Option<&Path> {
         match self {
-            Self::Http(_, content) => {
-                content.access_log.as_deref().is_some_and(|path| !access_log::is_standard_output(path))
-            }
-            Self::Broadcast(_) | Self::Echo => false,
+            Self::Http(_, content) => content.access_log.as_deref(),
+            Self::Broadcast(_) | Self::Echo => None,
         }
     }
 }

@@ -131,6 +131,21 @@ fn from(host: u8, to: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(socket.into())
 }
 
+#[test]
+fn a_file_that_shrinks_while_it_is_sent_is_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = fs::File::create(directory.path().join("large")).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let mut server = Server::start(&["http", "--root", directory.path().to_str().unwrap()]);
+    let mut client = server.connect_with_buffer(4096);
+    client.send("GET /large HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(client.line(), b"HTTP/1.1 200 OK\r\n");
+    file.set_len(0).unwrap();
+    assert!(client.rest_or_reset().len() < 1 << 30);
+    let line = server.logged("a file that was being sent was cut short");
+    assert!(line.contains("INFO"), "{line}");
+}
+
 /// Without a request, with one that is on its way already, and with one that the server will not read to its end.
 #[test]
 fn whoever_finds_no_room_is_told_when_to_come_back() {
@@ -150,9 +165,9 @@ fn whoever_finds_no_room_is_told_when_to_come_back() {
             assert_eq!(String::from_utf8(second.rest()).unwrap(), REFUSAL, "{flag}, {body:?}");
         }
         server.logged(if flag == "--max-connections" {
-            "1 connections are open"
+            "1 connections are open; closing new ones (1 so far)"
         } else {
-            "has 1 connections open"
+            ": 127.0.0.1 has 1 connections open; closing new ones (1 of"
         });
         let mut other = Client::from_tcp(from(7, server.address()).unwrap());
         other.send("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n");

@@ -237,6 +237,15 @@ fn the_limit_on_open_files_is_raised() {
 }
 
 #[test]
+fn more_connections_than_files_may_be_open_are_warned_of() {
+    let start =
+        |connections| Server::start_after("ulimit -n 64", &["echo", "--max-connections", connections]);
+    start("1000").logged("WARN  epoll_server] open files: the limit of 64 is less than the 1016 that --max-connections 1000 needs");
+    let ended = start("48").stop();
+    assert!(ended.log.contains("open files") && !ended.log.contains("WARN"), "{}", ended.log);
+}
+
+#[test]
 fn what_the_log_tells_is_up_to_rust_log() {
     for (filter, told) in [("error", false), ("debug", true)] {
         let mut command = Command::new(EXECUTABLE);

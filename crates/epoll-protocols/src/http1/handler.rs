@@ -366,7 +366,10 @@ impl<S: Service> Handler for Http<S> {
     fn on_close(&mut self, ctx: &mut Ctx, id: ConnId, (): (), reason: CloseReason, stats: &CloseStats) {
         let _: Option<()> = self.step(ctx, id, |connection, exchange| connection.abandon(exchange));
         let Some(client) = self.clients.remove(id) else { return };
-        log::debug!(
+        // A file that shrinks while it is sent is the operator's affair, unlike most of what ends a connection.
+        let cut_short = matches!(reason, CloseReason::FileCutShort);
+        log::log!(
+            if cut_short { log::Level::Info } else { log::Level::Debug },
             "client {id}: {reason}; {} requests, {} bytes sent",
             client.connection.answered(),
             stats.bytes_sent
