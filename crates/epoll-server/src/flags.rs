@@ -209,7 +209,8 @@ pub(crate) struct HttpFlags {
     ///
     /// In the combined format, with times in UTC. Requests that were none have `-` for what was asked. The 503 of a client
     /// that --max-connections or --max-connections-per-client left no room for has no line. SIGHUP has the file opened anew, for logrotate: rename it, then send the signal; no line is
-    /// lost. Lines are dropped, and counted in the log, when the disk does not keep up: clients never wait for it. Of a FIFO the start waits for a reader.
+    /// lost. Lines are dropped, and counted in the log, when the disk does not keep up: clients never wait for it. Of a
+    /// FIFO the start waits for a reader.
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
 

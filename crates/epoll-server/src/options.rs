@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use epoll_protocols::http1::HttpConfig;
 use epoll_protocols::{BroadcastConfig, SlowReceivers};
 use epoll_reactor::Limits;
@@ -109,9 +109,19 @@ fn parse(arguments: &[OsString]) -> Result<Flags, clap::Error> {
     let (program, rest) = arguments.split_at(arguments.len().min(1));
     match Flags::try_parse_from([program, &[DEFAULT_PROTOCOL.into()], rest].concat()) {
         // Unknown either way: the first error has seen what was typed.
-        Err(second) if second.kind() == ErrorKind::UnknownArgument => Err(error),
+        Err(second) if second.kind() == ErrorKind::UnknownArgument => {
+            let http = Flags::try_parse_from([program, &["http".into()], rest].concat());
+            Err(if http.is_ok() { suggest_http(error) } else { error })
+        }
         result => result,
     }
+}
+
+/// Whoever has left the protocol out may know that there is a default, and not which.
+fn suggest_http(mut error: clap::Error) -> clap::Error {
+    let tip = "it is a flag of `http`, which has to be named: epoll-server http ...";
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error
 }
 
 fn limits(common: &CommonFlags) -> Limits {
@@ -383,6 +393,7 @@ mod tests {
             ("--listen=127.0.0.1:65536", "65535"),
             ("--listen=unix:", "no path"),
             ("--listen=", "ADDRESS:PORT"),
+            ("--root=.", "epoll-server http"),
         ] {
             let message = refused(&format!("epoll-server {arguments}"));
             assert!(message.contains(reason), "{message}");
