@@ -197,7 +197,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
             self.for_each_connection(|reactor, id| {
                 let connection = reactor.ctx.connections.get(id.0);
-                reactor.cut_off |= connection.is_some_and(|it| it.phase != Phase::Dead && !it.refused);
+                if connection.is_some_and(|it| it.phase != Phase::Dead && !it.refused) {
+                    reactor.ctx.counters.cut_off += 1;
+                }
                 reactor.ctx.kill(id, CloseReason::Shutdown);
             });
         }

@@ -181,8 +181,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let limits = &self.ctx.limits;
         match full {
             Full::Connections => {
-                let limit = limits.connections;
-                self.report(listener, &format_args!("{limit} connections are open; closing new ones"));
+                let (limit, shed) = (limits.connections, self.ctx.counters.shed);
+                let what = format_args!("{limit} connections are open; closing new ones ({shed} so far)");
+                self.report(listener, &what);
             }
             Full::Address => {
                 self.ctx.counters.shed_by_address += 1;
@@ -251,11 +252,17 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// so must not keep what does out of the log.
     fn report_crowd(&mut self, token: Token, peer: &Address) {
         let (now, limit) = (self.ctx.now(), self.ctx.limits.connections_per_address);
+        let shed = self.ctx.counters.shed_by_address;
+        // Its port is that of the connection that is turned away.
+        let Some(client) = peer.as_tcp().map(|peer| peer.ip().to_canonical()) else { return };
         if let Some(listener) = self.listener_mut(token)
             && listener.crowded.is_none_or(|at| now - at >= REPORT_INTERVAL)
         {
             listener.crowded = Some(now);
-            log::info!("{}: {peer} has {limit} connections open; closing new ones", listener.address);
+            log::info!(
+                "{}: {client} has {limit} connections open; closing new ones ({shed} of such clients so far)",
+                listener.address
+            );
         }
     }
 

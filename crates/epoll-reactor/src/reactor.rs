@@ -35,8 +35,6 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) shutdown: Shutdown,
     /// A second signal has come: no more grace.
     pub(crate) forced: bool,
-    /// The end of the grace has closed connections.
-    pub(crate) cut_off: bool,
     /// More memory than this in use is reason to write before the end of the turn.
     pub(crate) memory_mark: usize,
     /// A signal that drains has come.
@@ -138,7 +136,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             registrations,
             shutdown: Shutdown::No,
             forced: false,
-            cut_off: false,
             memory_mark: usize::MAX,
             signalled: false,
             put_off: 0,

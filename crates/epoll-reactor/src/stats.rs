@@ -24,6 +24,9 @@ pub struct Counters {
     pub accept_pauses: u64,
     /// Connections closed.
     pub closed: u64,
+    /// Connections that the end of a drain closed before they had ended by themselves: its grace had passed, or a second
+    /// signal came.
+    pub cut_off: u64,
     /// Bytes read from all connections.
     pub bytes_received: u64,
     /// Bytes the kernel took from all connections.

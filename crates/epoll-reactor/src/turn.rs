@@ -267,7 +267,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.take_messages(usize::MAX);
         let stopped = if self.forced {
             Stopped::Forced
-        } else if self.cut_off {
+        } else if self.ctx.counters.cut_off > 0 {
             Stopped::DeadlinePassed
         } else {
             Stopped::Drained

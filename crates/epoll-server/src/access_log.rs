@@ -1,9 +1,11 @@
 //! A line for each request, in Apache's combined format. The loop only writes into memory: a thread does the rest, and
 //! where it does not keep up lines are lost rather than time. What that thread does is in `access_log/writer.rs`.
 
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::mem;
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -22,6 +24,41 @@ const WAITING: usize = 64;
 
 /// How long the end of the process waits for the disk.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// Where the lines go, open, before there is a thread to write them.
+pub(crate) struct Destination {
+    /// `None`: standard output.
+    path: Option<PathBuf>,
+    file: File,
+}
+
+impl Destination {
+    /// `-` is standard output. Of a FIFO it waits until somebody reads it (fifo(7)), and says so first: to be called
+    /// while signals still end the process.
+    ///
+    /// # Errors
+    /// The file cannot be opened for appending, which the error says with its name.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let path = if is_standard_output(path) { None } else { Some(path.to_owned()) };
+        if let Some(path) = &path
+            && fs::metadata(path).is_ok_and(|it| it.file_type().is_fifo())
+        {
+            // The log has not started. Whether it is told or not, the open file is what counts.
+            let _: io::Result<()> = writeln!(
+                io::stderr(),
+                "epoll-server: access log {}: a FIFO; waiting for a reader",
+                path.display()
+            );
+        }
+        let file = writer::open(path.as_deref())?;
+        Ok(Self { path, file })
+    }
+
+    /// Whether there is a file to be opened anew.
+    pub(crate) const fn can_be_renamed(&self) -> bool {
+        self.path.is_some()
+    }
+}
 
 pub(crate) struct AccessLog {
     lines: Vec<u8>,
@@ -46,18 +83,17 @@ struct Second {
 }
 
 impl AccessLog {
-    /// `-` is standard output. Starts the writer.
+    /// Starts the writer.
     ///
     /// # Errors
-    /// The file cannot be opened for appending, which the error says with its name, or no thread be started.
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let target = if is_standard_output(path) { None } else { Some(path.to_owned()) };
-        let file = writer::open(target.as_deref())?;
+    /// No thread can be started.
+    pub(crate) fn start(destination: Destination) -> io::Result<Self> {
+        let Destination { path, file } = destination;
         let (orders, to_do) = sync_channel(WAITING);
         let (done, empty) = channel();
         let (end, ended) = channel();
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-            writer::run(target.as_deref(), file, &to_do, &done);
+            writer::run(path.as_deref(), file, &to_do, &done);
             drop(end);
         })?;
         let second = Second { second: u64::MAX, text: String::new() };
@@ -185,7 +221,7 @@ impl Second {
 }
 
 /// Whether the log goes there instead of to a file of that name.
-pub(crate) fn is_standard_output(path: &Path) -> bool {
+fn is_standard_output(path: &Path) -> bool {
     path == Path::new("-")
 }
 
@@ -216,6 +252,10 @@ mod tests {
     use epoll_protocols::http1::Rejection;
 
     use super::*;
+
+    fn start(path: &Path) -> AccessLog {
+        AccessLog::start(Destination::open(path).unwrap()).unwrap()
+    }
 
     fn refused(status: u16, time: SystemTime) -> Answered<'static> {
         static CLIENT: Address = Address::UnixUnnamed;
@@ -265,7 +305,7 @@ mod tests {
     fn rotation_loses_and_repeats_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("access");
-        let mut log = AccessLog::open(&path).unwrap();
+        let mut log = start(&path);
         for round in 0..20_u64 {
             for line in 0..1_000 {
                 log.record(&refused(200, at(round * 1_000 + line)));
@@ -301,11 +341,11 @@ mod tests {
     fn a_file_that_cannot_be_opened_is_named_at_the_start_and_the_old_one_kept_later() {
         let directory = tempfile::tempdir().unwrap();
         let nowhere = directory.path().join("no/where");
-        let error = AccessLog::open(&nowhere).err().unwrap().to_string();
+        let error = Destination::open(&nowhere).err().unwrap().to_string();
         assert!(error.contains(nowhere.to_str().unwrap()), "{error}");
 
         let path = directory.path().join("access");
-        let mut log = AccessLog::open(&path).unwrap();
+        let mut log = start(&path);
         let mut file = File::open(&path).unwrap();
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
@@ -320,7 +360,7 @@ mod tests {
     #[test]
     fn buffers_come_back_to_be_filled_again() {
         let directory = tempfile::tempdir().unwrap();
-        let mut log = AccessLog::open(&directory.path().join("access")).unwrap();
+        let mut log = start(&directory.path().join("access"));
         let mut patience = 1_000;
         loop {
             log.record(&refused(200, at(0)));
@@ -341,7 +381,7 @@ mod tests {
     fn a_writer_that_is_stuck_costs_lines_and_no_time() {
         let (mut reader, writer) = io::pipe().unwrap();
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
-        let mut log = AccessLog::open(Path::new(&path)).unwrap();
+        let mut log = start(Path::new(&path));
         let line = {
             log.record(&refused(200, at(0)));
             log.lines.len()
@@ -387,7 +427,7 @@ mod tests {
     fn at_the_end_the_last_lines_wait_for_room() {
         let (mut reader, writer) = io::pipe().unwrap();
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
-        let mut log = AccessLog::open(Path::new(&path)).unwrap();
+        let mut log = start(Path::new(&path));
         drop(writer);
         while log.lost == 0 {
             log.record(&refused(200, at(0)));

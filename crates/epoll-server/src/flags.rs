@@ -3,15 +3,28 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the comments on flags are what --help prints")]
 
+use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 // Paragraphs are one line each here: clap wraps them to the terminal.
-const AFTER_HELP: &str = "\
+macro_rules! signals {
+    () => {
+        "\
+Signals: \
+SIGINT or SIGTERM stops accepting, lets clients have what is on its way to them, and exits when all have ended \
+or --grace has passed. A second one exits at once. SIGHUP has the file of --access-log (`http`) opened anew; without one \
+it ends the server at once, as it does most programs."
+    };
+}
+
+const AFTER_HELP: &str = concat!(
+    "\
 Without a protocol it is `broadcast`, whose own flags are then understood too.
 
 Examples:
@@ -28,16 +41,18 @@ Output: \
 one line `listening on ADDR` for each listener on standard output, once all of them are open. The log goes to \
 standard error; RUST_LOG sets what it tells (error, warn, info, debug, trace; default info).
 
-Signals: \
-SIGINT or SIGTERM stops accepting, lets clients have what is on its way to them, and exits when all have ended \
-or --grace has passed. A second one exits at once. SIGHUP has the file of --access-log opened anew; without one it \
-ends the server at once, as it does most programs.
+",
+    signals!(),
+    "
 
 Exit codes:
   0  stopped by a signal, drained or after --grace
   1  could not start (such as an address in use) or could not go on
   2  the command line was not understood, or its limits contradict
-  3  stopped at once by a second signal";
+  3  stopped at once by a second signal
+
+Each protocol has its own flags and limits: `epoll-server http --help`, `epoll-server broadcast --help`."
+);
 
 /// Serve many TCP clients from one thread: broadcast lines, echo bytes, or answer HTTP/1.1.
 #[derive(Debug, Parser)]
@@ -63,7 +78,7 @@ pub(crate) struct ListenFlag {
     /// Give it again for more listeners. Port 0 has the system choose one. `[::]` stands for every IPv6 and IPv4
     /// address. Of a host name with several addresses, the first that can be listened on is used, and the log
     /// says so. The file of a Unix socket is removed at the end; one that nobody listens on is replaced.
-    #[arg(long = "listen", value_name = "ADDR")]
+    #[arg(long = "listen", value_name = "ADDR", value_parser = address)]
     pub(crate) addresses: Vec<String>,
 }
 
@@ -73,10 +88,11 @@ pub(crate) struct ListenFlag {
 pub(crate) struct CommonFlags {
     /// How many connections may be open at one time
     ///
-    /// Further clients are accepted and closed at once, so that they need not wait to learn of it; `http` answers
-    /// them 503 before. The limit on open files, raised at the start to all that is allowed, may be the tighter one; then some are turned away
-    /// and others wait until there is room.
-    #[arg(long, global = true, value_name = "NUMBER", default_value = "100000")]
+    /// Further clients are accepted and closed at once, so that they need not wait to learn of it; `http` answers 503
+    /// with Retry-After to as many at a time as a sixteenth of this and 16 more. The limit on open files, raised at the
+    /// start to all that is allowed, may be the tighter one; then some are turned away and others wait until there is
+    /// room.
+    #[arg(long, global = true, value_name = "NUMBER", default_value = "100000", value_parser = count::<NonZeroUsize>)]
     pub(crate) max_connections: NonZeroUsize,
 
     /// Close connections silent in both directions for this long
@@ -88,8 +104,9 @@ pub(crate) struct CommonFlags {
 
     /// Close connections that take nothing of what waits for them for this long
     ///
-    /// A time such as 500ms, 90s or 5m. A client that has stopped reading holds memory until then.
-    #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = timeout)]
+    /// A time such as 500ms, 90s or 5m. A client that has stopped reading holds memory until then, so this one cannot be
+    /// `never`.
+    #[arg(long, global = true, value_name = "TIME", default_value = "30s", value_parser = write_timeout)]
     pub(crate) write_timeout: Duration,
 
     /// How much input and output may wait in the server for all connections together
@@ -113,18 +130,24 @@ pub(crate) enum ProtocolFlags {
     ///
     /// N counts the connections from 1. A line may hold any bytes but a newline, and arrives whole or not at
     /// all; the lines of one client arrive in their order. An unfinished line is dropped when its client leaves.
+    #[command(after_long_help = signals!())]
     Broadcast(BroadcastFlags),
     /// Send every byte back to where it came from
     ///
     /// A client that does not read what comes back is not read from either, until it does.
+    #[command(after_long_help = signals!())]
     Echo(EchoFlags),
     /// Answer HTTP/1.1: the files of a directory, or a page about the server
     ///
-    /// With --root, GET and HEAD are answered with what lies beneath it. Without, `GET /` is a page that shows how the
-    /// server is doing, `GET /live` the numbers on it as server-sent events, `GET /hello` is `Hello, World!` as
-    /// text/plain, `POST /echo` is answered with the request's body as it came, and anything else is not found (404).
+    /// Files (--root): GET and HEAD are answered with what lies beneath the directory.
+    ///
+    /// Without --root: `GET /` is a page that shows how the server is doing, `GET /live` the numbers on it as server-sent
+    /// events, `GET /hello` is `Hello, World!` as text/plain, `POST /echo` is answered with the request's body as it came,
+    /// and anything else is not found (404).
+    ///
     /// Of what there is, HEAD is answered as GET, OPTIONS with the methods it has, another method with 405 and the
     /// same list, and one that nobody knows with 501.
+    #[command(after_long_help = signals!())]
     Http(HttpFlags),
 }
 
@@ -175,52 +198,53 @@ pub(crate) struct HttpFlags {
     ///
     /// `index.html` stands for its directory, `FILE.br`, `FILE.zst` and `FILE.gz` for FILE where the client takes them.
     /// Nothing outside of it is served, whatever links say, and nothing whose name begins with a dot.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "Files (--root)")]
     pub(crate) root: Option<PathBuf>,
 
     /// List directories that have no index.html, instead of 404
-    #[arg(long, requires = "root")]
+    #[arg(long, requires = "root", help_heading = "Files (--root)")]
     pub(crate) list: bool,
 
     /// Write a line for each request to this file, or to standard output if it is `-`
     ///
-    /// In the combined format, with times in UTC. Requests that were none have `-` for what was asked, and whoever found
-    /// no room has no line. SIGHUP has the file opened anew, for logrotate: rename it, then send the signal; no line is
-    /// lost. Lines are dropped, and counted in the log, when the disk does not keep up: clients never wait for it.
+    /// In the combined format, with times in UTC. Requests that were none have `-` for what was asked. The 503 of a client
+    /// that --max-connections or --max-connections-per-client left no room for has no line. SIGHUP has the file opened anew, for logrotate: rename it, then send the signal; no line is
+    /// lost. Lines are dropped, and counted in the log, when the disk does not keep up: clients never wait for it. Of a
+    /// FIFO the start waits for a reader.
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
 
     /// How many connections one client address may have open at one time
     ///
     /// A number, or `none` for any, as behind a proxy that all clients come through. An IPv6 client counts by its /64
-    /// network. Further connections are answered 503.
+    /// network. Further connections are answered 503 or closed, as with --max-connections.
     #[arg(long, value_name = "NUMBER", default_value = "4096", value_parser = count_or_none)]
     pub(crate) max_connections_per_client: NonZeroUsize,
 
     /// How many requests a connection may have
     ///
     /// The answer to the last one ends it.
-    #[arg(long, value_name = "NUMBER", default_value = "100000")]
+    #[arg(long, value_name = "NUMBER", default_value = "100000", value_parser = count::<NonZeroU64>)]
     pub(crate) max_requests: NonZeroU64,
 
     /// The largest request line and header fields together
     ///
-    /// A size such as 16KiB. A request with more is answered 431, or 414 when its first line alone is too long.
-    #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = size)]
+    /// A size such as 16KiB, at least 64. A request with more is answered 431, or 414 when its first line alone is too long.
+    #[arg(long, value_name = "SIZE", default_value = "16KiB", value_parser = head_limit)]
     pub(crate) head_limit: usize,
 
     /// The longest request target: path and query
     ///
-    /// A size such as 8KiB; what fits into --head-limit is the most in any case. A request with a longer one is answered
+    /// A size such as 8KiB, at least 1; what fits into --head-limit is the most in any case. A request with a longer one is answered
     /// 414.
-    #[arg(long, value_name = "SIZE", default_value = "8KiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "8KiB", value_parser = target_limit)]
     pub(crate) target_limit: usize,
 
-    /// How many header fields a request may have, at most 128
+    /// How many header fields a request may have, from 1 to 128
     ///
     /// A request with more is answered 431.
-    #[arg(long, value_name = "NUMBER", default_value = "100")]
-    pub(crate) header_count: NonZeroUsize,
+    #[arg(long, value_name = "NUMBER", default_value = "100", value_parser = value_parser!(u16).range(1..=128))]
+    pub(crate) header_count: u16,
 
     /// The largest request body
     ///
@@ -270,6 +294,47 @@ fn size(text: &str) -> Result<usize, String> {
     usize::try_from(bytes).map_err(|_| "more than this machine can address".to_owned())
 }
 
+/// The form alone, so that what cannot be an address is an error of the command line; names are looked up later.
+fn address(text: &str) -> Result<String, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return if path.is_empty() { Err("no path after unix:".to_owned()) } else { Ok(text.to_owned()) };
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    // `::1:7000` could be an address and a port, or a longer address.
+    let bare = host.contains(':') && text.parse::<SocketAddr>().is_err();
+    let no_port = port.parse::<u16>().is_err();
+    match host {
+        "" if no_port => Err("expected ADDRESS:PORT, [IPv6]:PORT or unix:PATH".to_owned()),
+        "" => Err(format!("expected ADDRESS:PORT, such as 127.0.0.1:{port} or [::]:{port}")),
+        _ if bare => Err("an IPv6 address is written [IPv6]:PORT".to_owned()),
+        _ if no_port => Err("its port is not a number up to 65535".to_owned()),
+        "*" => Err(format!("every address is 0.0.0.0:{port} for IPv4 or [::]:{port} for both")),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// `GET / HTTP/1.1` with a `Host` of some length.
+const LEAST_HEAD: usize = 64;
+
+fn head_limit(text: &str) -> Result<usize, String> {
+    match size(text)? {
+        0..LEAST_HEAD => Err(format!("below {LEAST_HEAD} bytes, which hardly any request fits into")),
+        bytes => Ok(bytes),
+    }
+}
+
+fn target_limit(text: &str) -> Result<usize, String> {
+    match size(text)? {
+        0 => Err("must be at least 1: even the shortest target is `/`".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A number that is not zero.
+fn count<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "not a number from 1 on".to_owned())
+}
+
 fn rate(text: &str) -> Result<u32, String> {
     u32::try_from(size(text)?).map_err(|_| "more than 4 GiB a second".to_owned())
 }
@@ -277,7 +342,7 @@ fn rate(text: &str) -> Result<u32, String> {
 fn count_or_none(text: &str) -> Result<NonZeroUsize, String> {
     match text {
         "none" => Ok(NonZeroUsize::MAX),
-        text => text.parse().map_err(|_| "neither a number from 1 on nor `none`".to_owned()),
+        text => count(text).map_err(|_| "neither a number from 1 on nor `none`".to_owned()),
     }
 }
 
@@ -296,6 +361,13 @@ fn patience(text: &str) -> Result<Patience, String> {
     match text {
         "never" => Ok(Patience(None)),
         text => timeout(text).map(|time| Patience(Some(time))),
+    }
+}
+
+fn write_timeout(text: &str) -> Result<Duration, String> {
+    match text {
+        "never" => Err("must end: a client that has stopped reading would hold memory for ever".to_owned()),
+        text => timeout(text),
     }
 }
 

@@ -9,7 +9,7 @@ use epoll_protocols::http1::{
 };
 use epoll_reactor::Signal;
 
-use crate::access_log::AccessLog;
+use crate::access_log::{AccessLog, Destination};
 use crate::options;
 use crate::page::{self, Live};
 
@@ -27,15 +27,19 @@ pub(crate) struct Site {
 
 impl Site {
     /// # Errors
-    /// A file or directory cannot be opened; the error names it.
-    pub(crate) fn open(config: &HttpConfig, content: &options::Content) -> io::Result<Self> {
+    /// The directory cannot be opened, and the error names it; or no thread can be started.
+    pub(crate) fn open(
+        config: &HttpConfig,
+        content: &options::Content,
+        log: Option<Destination>,
+    ) -> io::Result<Self> {
         let options = FilesOptions { list: content.list, ..FilesOptions::default() };
         let files = content.root.as_deref().map(|root| {
             let opened = Files::open(root, options);
             opened
                 .map_err(|error| io::Error::new(error.kind(), format!("--root {}: {error}", root.display())))
         });
-        let log = content.access_log.as_deref().map(AccessLog::open);
+        let log = log.map(AccessLog::start);
         Ok(Self { live: Live::new(config), files: files.transpose()?, log: log.transpose()? })
     }
 

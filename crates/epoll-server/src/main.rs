@@ -20,11 +20,16 @@ use epoll_protocols::http1::Http;
 use epoll_protocols::{Broadcast, Echo};
 use epoll_reactor::{Signal, Stopped, block_signals, raise_open_file_limit};
 
+use crate::access_log::Destination;
 use crate::options::{Options, Protocol};
 use crate::serve::serve;
 
 /// The first one drains the server, the second one ends it.
 const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
+
+/// Descriptors that are no connection's: standard streams, epoll, wake-ups, signals, some listeners, the access log.
+/// Files that are being sent come on top.
+const OWN_FILES: u64 = 16;
 
 fn main() -> ExitCode {
     let result = run();
@@ -45,18 +50,21 @@ fn run() -> io::Result<Stopped> {
     let Options { addresses, limits, protocol } = Options::from_command_line();
     // A name may take a while to be looked up, and Ctrl-C should end that: so before signals are blocked.
     let addresses = serve::resolve(&addresses)?;
+    // So may the reader of a FIFO.
+    let access_log = protocol.access_log().map(Destination::open).transpose()?;
     // Before any thread is started: one that does not block a signal is killed by it.
     block_signals(&SIGNALS)?;
     // Whoever has no log to open anew ends at it, as programs do: its terminal is gone.
-    let hangups: &[Signal] = if protocol.has_log_file() { &[Signal::Hangup] } else { &[] };
+    let hangups: &[Signal] =
+        if access_log.as_ref().is_some_and(Destination::can_be_renamed) { &[Signal::Hangup] } else { &[] };
     block_signals(hangups)?;
     log::start();
-    open_as_many_files_as_allowed();
+    open_as_many_files_as_allowed(limits.connections);
     match protocol {
         Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &addresses, |_| Ok(())),
         Protocol::Echo => serve(Echo, limits, &addresses, |_| Ok(())),
         Protocol::Http(config, content) => {
-            let site = http::Site::open(&config, &content)?;
+            let site = http::Site::open(&config, &content, access_log)?;
             serve(Http::new(site, config), limits, &addresses, |reactor| {
                 let remote = reactor.remote();
                 reactor.handler().attach(remote);
@@ -68,12 +76,22 @@ fn run() -> io::Result<Stopped> {
 
 /// Each connection takes a descriptor, and the usual soft limit of 1024 is there for select(2), which this
 /// program does not use.
-fn open_as_many_files_as_allowed() {
-    match raise_open_file_limit() {
+fn open_as_many_files_as_allowed(connections: usize) {
+    let raised = raise_open_file_limit();
+    match &raised {
         Ok(limit) if limit.before < limit.now => {
             ::log::info!("open files: limit raised from {} to {}", limit.before, limit.now);
         }
         Ok(limit) => ::log::info!("open files: limit is {}", limit.now),
         Err(errno) => ::log::warn!("open files: cannot raise the limit: {}", errno.desc()),
+    }
+    let needed = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OWN_FILES);
+    if let Ok(limit) = raised
+        && limit.now < needed
+    {
+        ::log::warn!(
+            "open files: the limit of {} is less than the {needed} that --max-connections {connections} needs",
+            limit.now
+        );
     }
 }

@@ -3,15 +3,14 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use epoll_protocols::http1::HttpConfig;
 use epoll_protocols::{BroadcastConfig, SlowReceivers};
 use epoll_reactor::Limits;
 
-use crate::access_log;
 use crate::flags::{
     BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag,
 };
@@ -55,13 +54,11 @@ pub(crate) struct Content {
 }
 
 impl Protocol {
-    /// Whether there is an access log that somebody may rename.
-    pub(crate) fn has_log_file(&self) -> bool {
+    /// Where the access log goes, if there is one.
+    pub(crate) fn access_log(&self) -> Option<&Path> {
         match self {
-            Self::Http(_, content) => {
-                content.access_log.as_deref().is_some_and(|path| !access_log::is_standard_output(path))
-            }
-            Self::Broadcast(_) | Self::Echo => false,
+            Self::Http(_, content) => content.access_log.as_deref(),
+            Self::Broadcast(_) | Self::Echo => None,
         }
     }
 }
@@ -112,9 +109,19 @@ fn parse(arguments: &[OsString]) -> Result<Flags, clap::Error> {
     let (program, rest) = arguments.split_at(arguments.len().min(1));
     match Flags::try_parse_from([program, &[DEFAULT_PROTOCOL.into()], rest].concat()) {
         // Unknown either way: the first error has seen what was typed.
-        Err(second) if second.kind() == ErrorKind::UnknownArgument => Err(error),
+        Err(second) if second.kind() == ErrorKind::UnknownArgument => {
+            let http = Flags::try_parse_from([program, &["http".into()], rest].concat());
+            Err(if http.is_ok() { suggest_http(error) } else { error })
+        }
         result => result,
     }
+}
+
+/// Whoever has left the protocol out may know that there is a default, and not which.
+fn suggest_http(mut error: clap::Error) -> clap::Error {
+    let tip = "it is a flag of `http`, which has to be named: epoll-server http ...";
+    error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    error
 }
 
 fn limits(common: &CommonFlags) -> Limits {
@@ -141,8 +148,21 @@ fn broadcast(flags: BroadcastFlags, common: &CommonFlags) -> Result<(ListenFlag,
         SlowReceiversFlag::Drop => SlowReceivers::Drop,
     };
     let config = BroadcastConfig { line_limit, receiver_limit, slow_receivers };
-    let limits = config.limits(limits(common));
+    let given = limits(common);
+    let memory = given.memory;
+    // What the protocol itself has to say comes on top.
+    let beside = BroadcastConfig { receiver_limit: memory, ..config }.limits(given.clone()).output - memory;
+    let least = given.output;
+    let limits = config.limits(given);
+    if least <= memory && limits.output > memory {
+        return Err(above("--receiver-limit", receiver_limit, memory.saturating_sub(beside), memory));
+    }
     Ok((listen, Protocol::Broadcast(config), limits))
+}
+
+/// What a flag that is above all that --memory-limit has room for is told.
+fn above(flag: &str, value: usize, most: usize, memory: usize) -> String {
+    format!("{flag} ({value} bytes) is above {most}, the most that --memory-limit ({memory}) has room for")
 }
 
 fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol, Limits), String> {
@@ -155,7 +175,7 @@ fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol,
         ..HttpConfig::default()
     };
     config.limits.head = flags.head_limit;
-    config.limits.headers = flags.header_count.get();
+    config.limits.headers = flags.header_count.into();
     config.limits.body = flags.body_limit;
     config.limits.requests = flags.max_requests.get();
     // The target is part of the head, so a smaller head makes for a smaller target.
@@ -168,7 +188,12 @@ fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol,
     })?;
     let limits = config.limits(limits(common));
     // `POST /echo` answers with as much as it was sent, behind whatever answers still wait.
-    let answer = flags.body_limit.saturating_add(config.limits.output_batch).saturating_add(ANSWER_HEAD);
+    let beside = config.limits.output_batch.saturating_add(ANSWER_HEAD);
+    let answer = flags.body_limit.saturating_add(beside);
+    if limits.output <= limits.memory && answer > limits.memory {
+        let most = limits.memory.saturating_sub(beside);
+        return Err(above("--body-limit", flags.body_limit, most, limits.memory));
+    }
     let limits = Limits {
         output: limits.output.max(answer),
         tick: Some(TICK),
@@ -312,7 +337,10 @@ mod tests {
             ("--blocking-threads", "0"),
             ("--blocking-threads", "1025"),
             ("--header-count", "0"),
+            ("--header-count", "129"),
             ("--target-limit", "long"),
+            ("--target-limit", "0"),
+            ("--head-limit", "63"),
         ];
         for (flag, value) in rows {
             let message = refused(&format!("epoll-server http {flag}={value}"));
@@ -346,15 +374,43 @@ mod tests {
     }
 
     #[test]
+    fn what_is_wrong_with_a_value_is_said() {
+        let greatest = format!("1..={}", epoll_protocols::http1::MAX_HEADERS);
+        for (arguments, reason) in [
+            ("http --header-count=200", greatest.as_str()),
+            ("http --head-limit=10", "below 64 bytes"),
+            ("http --max-requests=0", "not a number from 1 on"),
+            ("--max-connections=0", "not a number from 1 on"),
+            ("--write-timeout=never", "for ever"),
+            ("http --header-timeout=0s", "longer than zero"),
+            ("--listen=8080", "ADDRESS:PORT, such as 127.0.0.1:8080"),
+            ("--listen=:8080", "ADDRESS:PORT, such as 127.0.0.1:8080"),
+            ("--listen=*:8080", "0.0.0.0:8080 for IPv4 or [::]:8080"),
+            ("--listen=::1:80", "[IPv6]:PORT"),
+            ("--listen=[::1:80", "[IPv6]:PORT"),
+            ("--listen=localhost", "ADDRESS:PORT, [IPv6]:PORT or unix:PATH"),
+            ("--listen=localhost:http", "65535"),
+            ("--listen=127.0.0.1:65536", "65535"),
+            ("--listen=unix:", "no path"),
+            ("--listen=", "ADDRESS:PORT"),
+            ("--root=.", "epoll-server http"),
+        ] {
+            let message = refused(&format!("epoll-server {arguments}"));
+            assert!(message.contains(reason), "{message}");
+        }
+        for address in ["localhost:0", "[::1]:65535", "[fe80::1%2]:80", "0.0.0.0:80", "unix:a:b"] {
+            assert_eq!(read(&format!("epoll-server --listen {address}")).unwrap().addresses, [address]);
+        }
+    }
+
+    #[test]
     fn limits_that_contradict_each_other_take_one_line() {
         let rows = [
             ("epoll-server --line-limit 2KiB --receiver-limit 2KiB", ["--receiver-limit", "--line-limit"]),
             ("epoll-server --memory-limit 1KiB", ["--memory-limit", "1024"]),
-            ("epoll-server --receiver-limit 300MiB", ["--memory-limit", "one connection"]),
-            ("epoll-server http --body-limit 1GiB", ["--memory-limit", "one connection"]),
-            ("epoll-server http --head-limit 1", ["--head-limit", "target"]),
-            ("epoll-server http --target-limit 0", ["--target-limit", "target must be at least 1"]),
-            ("epoll-server http --header-count 129", ["--header-count", "headers"]),
+            ("epoll-server --receiver-limit 300MiB", ["--receiver-limit (314572800", "above 268435392,"]),
+            ("epoll-server --receiver-limit 16EiB", ["--receiver-limit (1844", "above 268435392,"]),
+            ("epoll-server http --body-limit 1GiB", ["--body-limit (1073741824", "above 268365824,"]),
             ("epoll-server --line-limit 99EiB", ["--receiver-limit", "--line-limit"]),
         ];
         for (line, parts) in rows {
@@ -369,7 +425,9 @@ mod tests {
         for line in [
             "epoll-server --line-limit 0 --receiver-limit 32",
             "epoll-server --receiver-limit 16EiB --memory-limit 16EiB --line-limit 1EiB",
-            "epoll-server http --head-limit 2 --body-limit 0",
+            "epoll-server http --head-limit 64 --body-limit 0",
+            "epoll-server http --body-limit 268365824",
+            "epoll-server --receiver-limit 268435392",
             "epoll-server http --head-limit 1EiB --body-limit 1EiB --memory-limit 16EiB",
             "epoll-server http --head-limit 100 --target-limit 16EiB",
             "epoll-server echo --memory-limit 4MiB --max-connections 1 --grace 100000000days",

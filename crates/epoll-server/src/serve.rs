@@ -59,7 +59,8 @@ pub(crate) fn serve<H: Handler>(
         Stopped::Drained => log::info!("stopped: every connection has ended"),
         Stopped::DeadlinePassed => {
             log::warn!(
-                "stopped: connections still open after {} were closed",
+                "stopped: {} connections still open after {} were closed",
+                reactor.ctx().counters().cut_off,
                 humantime::format_duration(grace)
             );
         }

@@ -13,14 +13,17 @@
 mod support;
 
 use std::fs;
+use std::io::Read;
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-use support::{Client, PATIENCE, Server, outcome, poll, shell};
+use support::{Client, EXECUTABLE, PATIENCE, Server, outcome, poll, shell};
 
 /// A directory, and the log in it.
 struct Place {
@@ -185,7 +188,10 @@ fn a_file_that_cannot_be_opened_anew_leaves_the_old_one_in_use() {
     ask(&mut server.connect(), "/kept");
     fs::remove_dir(&place.log).unwrap();
     server.signal("HUP");
-    poll("the new file", || place.log.exists().then_some(()));
+    server.logged(&format!(
+        "INFO  epoll_server::access_log::writer] access log {}: opened anew",
+        place.log.display()
+    ));
     ask(&mut server.connect(), "/new");
     assert_eq!(server.stop().code, Some(0));
     let all = [lines_of(&renamed), lines_of(&place.log)].concat();
@@ -232,6 +238,87 @@ fn a_dash_is_standard_output() {
     server.signal("TERM");
     assert!(server.printed().contains("\"GET /last HTTP/1.1\" 404 "));
     assert_eq!(server.wait().code, Some(0));
+}
+
+#[test]
+fn a_fifo_waits_for_its_reader_and_a_signal_ends_that() {
+    let place = Place::new();
+    assert!(Command::new("mkfifo").arg(&place.log).status().unwrap().success());
+    let command = || {
+        let mut command = Command::new(EXECUTABLE);
+        command.args(["http", "--listen", "127.0.0.1:0", "--access-log"]).arg(&place.log);
+        command.stderr(Stdio::piped());
+        command
+    };
+    for signal in ["INT", "TERM", "HUP"] {
+        let mut server = Server::spawn(command());
+        let told = server.logged("waiting for a reader");
+        assert!(told.contains(place.log.to_str().unwrap()), "{told}");
+        server.signal(signal);
+        assert_eq!(server.wait().code, None, "{signal}");
+    }
+    let path = place.log.clone();
+    let reader = thread::spawn(move || fs::read_to_string(path).unwrap());
+    let server = Server::run(command(), 1);
+    ask(&mut server.connect(), "/hello");
+    assert_eq!(server.stop().code, Some(0));
+    assert!(reader.join().unwrap().contains("\"GET /hello HTTP/1.1\" 200 13 "));
+}
+
+/// Whoever shares it may have made it so. What does not fit waits for the reader, and no line is torn.
+#[test]
+fn standard_output_that_does_not_block_loses_nothing() {
+    const REQUESTS: usize = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let (mut reader, writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    let mut command = shell("", &["http", "--access-log", "-", "--listen"]);
+    command.arg(format!("unix:{}", path.display())).stdout(OwnedFd::from(writer)).stderr(Stdio::piped());
+    let server = Server::spawn(command);
+    let stream = poll("its socket", || UnixStream::connect(&path).ok());
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut client = Client::new(stream);
+    // More than the socket holds, and less than the queue.
+    let filling = "x".repeat(7000);
+    for number in 0..REQUESTS {
+        client.send(format!("HEAD /{number}/{filling} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        while client.line() != b"\r\n" {}
+    }
+    let read = thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    });
+    let ended = server.stop();
+    assert!(ended.code == Some(0) && !ended.log.contains("lost"), "{}", ended.log);
+    let text = read.join().unwrap();
+    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with("listening on ")).collect();
+    assert_eq!(lines.len(), REQUESTS);
+    for (number, line) in lines.iter().enumerate() {
+        assert!(line.contains(&format!("\"HEAD /{number}/{filling} HTTP/1.1\" 404 - ")), "{line}");
+    }
+}
+
+#[test]
+fn the_log_says_at_debug_why_a_request_was_refused_and_nothing_of_its_bytes() {
+    let mut server = Server::start_after("export RUST_LOG=debug", &["http", "--body-limit", "10"]);
+    for (request, reason) in [
+        (&b"GET /\x1b[2J\x07 HTTP/1.1\r\nHost: x\r\n\r\n"[..], "refused with 400: "),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-\x1b[2J: \x07\r\n\r\n", "refused with 400: "),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 11\r\n\r\n", "refused with 413: "),
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", "refused with 400: "),
+    ] {
+        let mut client = server.connect();
+        client.send(request);
+        client.finish_sending();
+        assert!(client.rest().starts_with(b"HTTP/1.1 4"), "{}", request.escape_ascii());
+        let line = server.logged(reason);
+        let (_, why) = line.split_once(reason).unwrap();
+        assert!(!why.is_empty(), "{line:?}");
+    }
+    let log = server.stop().log;
+    assert!(!log.replace('\n', "").contains(char::is_control), "{log:?}");
 }
 
 #[test]

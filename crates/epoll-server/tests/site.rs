@@ -16,6 +16,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -131,6 +132,21 @@ fn from(host: u8, to: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(socket.into())
 }
 
+#[test]
+fn a_file_that_shrinks_while_it_is_sent_is_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = fs::File::create(directory.path().join("large")).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let mut server = Server::start(&["http", "--root", directory.path().to_str().unwrap()]);
+    let mut client = server.connect_with_buffer(4096);
+    client.send("GET /large HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(client.line(), b"HTTP/1.1 200 OK\r\n");
+    file.set_len(0).unwrap();
+    assert!(client.rest_or_reset().len() < 1 << 30);
+    let line = server.logged("a file that was being sent was cut short");
+    assert!(line.contains("INFO"), "{line}");
+}
+
 /// Without a request, with one that is on its way already, and with one that the server will not read to its end.
 #[test]
 fn whoever_finds_no_room_is_told_when_to_come_back() {
@@ -150,9 +166,9 @@ fn whoever_finds_no_room_is_told_when_to_come_back() {
             assert_eq!(String::from_utf8(second.rest()).unwrap(), REFUSAL, "{flag}, {body:?}");
         }
         server.logged(if flag == "--max-connections" {
-            "1 connections are open"
+            "1 connections are open; closing new ones (1 so far)"
         } else {
-            "has 1 connections open"
+            ": 127.0.0.1 has 1 connections open; closing new ones (1 of"
         });
         let mut other = Client::from_tcp(from(7, server.address()).unwrap());
         other.send("GET /hello HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -189,17 +205,28 @@ fn limits_on_requests() {
 
 #[test]
 fn a_body_that_comes_too_slowly_is_given_up_and_one_that_comes_fast_enough_is_not() {
-    let server = Server::start(&["http", "--body-timeout", "300ms", "--body-rate", "1000"]);
-    let mut slow = server.connect();
-    slow.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx");
-    let mut fast = server.connect();
-    let size = 10_000;
-    fast.send(format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"));
-    fast.send(pattern(size - 1));
-    assert_eq!(status(&answer(&mut slow, false)), "408");
-    // It has earned nine seconds.
-    fast.send(&pattern(size)[size - 1..]);
-    assert_eq!(status(&answer(&mut fast, false)), "200");
+    let server = Server::start(&["http", "--body-timeout", "2s", "--body-rate", "1000"]);
+    let (told, slow) = mpsc::channel();
+    let mut silent = server.connect();
+    silent.send("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nx");
+    thread::spawn(move || told.send(status(&answer(&mut silent, false)).to_owned()));
+    // It never has more than these 2 s to spare, and earns one with each piece.
+    let mut steady = server.connect();
+    steady.send("POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let mut sent = 0;
+    let refused = loop {
+        steady.send(format!("3e8\r\n{}\r\n", "x".repeat(1000)));
+        sent += 1000;
+        match slow.recv_timeout(Duration::from_millis(50)) {
+            Ok(status) => break status,
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => panic!("a client that is silent has no answer"),
+        }
+    };
+    assert_eq!(refused, "408");
+    steady.send("0\r\n\r\n");
+    let answered = answer(&mut steady, false);
+    assert_eq!((status(&answered), answered.1.len()), ("200", sent));
 }
 
 #[test]

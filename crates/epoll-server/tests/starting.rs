@@ -48,10 +48,19 @@ fn a_privileged_port_takes_one_line() {
 }
 
 #[test]
-fn an_address_that_is_none_takes_one_line() {
-    for address in ["nonsense", "127.0.0.1", "127.0.0.1:99999", "unix:", "::1:80:x", ""] {
-        assert_refused(address, &format!("epoll-server: address {address:?}: "));
+fn an_address_that_is_none_is_an_error_of_the_command_line() {
+    for address in ["nonsense", "8080", "*:8080", "127.0.0.1", "127.0.0.1:99999", "unix:", "::1:80:x", ""] {
+        let (code, output, errors) = outcome(&["echo", "--listen", "127.0.0.1:0", "--listen", address]);
+        assert_eq!((code, output.as_str()), (2, ""), "{errors}");
+        let start = format!("error: invalid value '{address}' for '--listen <ADDR>': ");
+        assert!(errors.starts_with(&start), "{errors}");
     }
+}
+
+#[test]
+fn a_name_that_nobody_has_takes_one_line() {
+    // RFC 6761 section 6.4.
+    assert_refused("nobody.invalid:80", "epoll-server: address \"nobody.invalid:80\": ");
 }
 
 #[test]
@@ -228,6 +237,15 @@ fn the_limit_on_open_files_is_raised() {
 }
 
 #[test]
+fn more_connections_than_files_may_be_open_are_warned_of() {
+    let start =
+        |connections| Server::start_after("ulimit -n 64", &["echo", "--max-connections", connections]);
+    start("1000").logged("WARN  epoll_server] open files: the limit of 64 is less than the 1016 that --max-connections 1000 needs");
+    let ended = start("48").stop();
+    assert!(ended.log.contains("open files") && !ended.log.contains("WARN"), "{}", ended.log);
+}
+
+#[test]
 fn what_the_log_tells_is_up_to_rust_log() {
     for (filter, told) in [("error", false), ("debug", true)] {
         let mut command = Command::new(EXECUTABLE);
@@ -273,9 +291,14 @@ fn the_help_names_every_flag_with_its_default_and_every_exit_code() {
         assert_help(&["echo", help], &common);
         assert_help(&["http", help], &[common.as_slice(), &http].concat());
     }
+    for arguments in [&["--help"][..], &["broadcast", "--help"], &["echo", "--help"], &["http", "--help"]] {
+        assert_help(arguments, &[("Signals:", "SIGINT"), ("Signals:", "SIGTERM"), ("Signals:", "SIGHUP")]);
+    }
+    assert_help(&["http", "--help"], &[("Files (--root):\n", ""), ("Without --root:", "/live")]);
     assert_help(
         &["--help"],
         &[
+            ("Each protocol has its own flags", "epoll-server http --help"),
             ("Exit codes:", "0"),
             ("  1", ""),
             ("  2", ""),

@@ -411,7 +411,10 @@ impl<S: Service> Handler for Http<S> {
             resume_unwind(panic);
         }
         let Some(client) = client else { return };
-        log::debug!(
+        // A file that shrinks while it is sent is the operator's affair, unlike most of what ends a connection.
+        let cut_short = matches!(reason, CloseReason::FileCutShort);
+        log::log!(
+            if cut_short { log::Level::Info } else { log::Level::Debug },
             "client {id}: {reason}; {} requests, {} bytes sent",
             client.connection.answered(),
             stats.bytes_sent

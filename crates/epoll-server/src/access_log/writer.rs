@@ -6,6 +6,11 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender};
+use std::thread;
+use std::time::Duration;
+
+/// How long a pipe that is full and does not block is given before it is tried again.
+const FULL: Duration = Duration::from_millis(5);
 
 /// What the loop asks of the writer.
 pub(super) enum Order {
@@ -39,7 +44,12 @@ pub(super) fn run(path: Option<&Path>, file: File, orders: &Receiver<Order>, emp
                 let _: Result<(), _> = empty.send(lines);
             }
             Order::Reopen => match open(path) {
-                Ok(file) => output.replace(file),
+                Ok(file) => {
+                    output.replace(file);
+                    if let Some(path) = path {
+                        log::info!("access log {}: opened anew", path.display());
+                    }
+                }
                 Err(error) => log::error!("{error}; the old file is kept"),
             },
         }
@@ -104,6 +114,9 @@ fn write_some(file: &mut impl Write, data: &[u8]) -> (usize, Option<io::Error>) 
             Ok(0) => return (written, Some(io::ErrorKind::WriteZero.into())),
             Ok(count) => written += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Whoever shares standard output may have made it non-blocking. This thread has nothing else to do, and
+            // while it waits the queue in front of it is what loses lines, and counts them.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(FULL),
             Err(error) => return (written, Some(error)),
         }
     }
