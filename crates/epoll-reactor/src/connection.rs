@@ -37,6 +37,8 @@ pub(crate) struct Connection {
     pub(crate) writable: bool,
     /// A short read does not mean empty: see [`Readiness::must_read_to_end`].
     pub(crate) read_to_end: bool,
+    /// An edge has told of an error. A read finds it; where none follows, it has to be asked for.
+    pub(crate) errored: bool,
     /// The end of the peer's stream has been read.
     pub(crate) eof: bool,
     /// Our own end of the stream, while reading goes on.
@@ -126,6 +128,7 @@ impl Connection {
             // A new socket's send buffer is empty; while connecting, nothing is written anyway.
             writable: matches!(phase, Phase::Open),
             read_to_end: false,
+            errored: false,
             eof: false,
             fin: Fin::No,
             paused: false,
@@ -159,6 +162,7 @@ impl Connection {
         self.readable |= readiness.is_readable();
         self.writable |= readiness.is_writable();
         self.read_to_end |= readiness.must_read_to_end();
+        self.errored |= readiness.is_error();
     }
 
     /// No close has been asked for.

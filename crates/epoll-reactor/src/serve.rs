@@ -48,6 +48,14 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.call_on_drain(id);
                 self.deliver_tail(id);
                 self.read(id);
+                // No edge tells of it again, and what has just been delivered may have stopped the reading.
+                if let Some(connection) = self.ctx.connections.get(id.0)
+                    && connection.errored
+                    && connection.phase == Phase::Open
+                    && !connection.may_deliver()
+                {
+                    self.check_error(id);
+                }
             }
             Phase::Flushing => self.flush(id),
             Phase::Lingering => self.linger(id),
@@ -230,6 +238,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// An error event that no read will explain.
     fn check_error(&mut self, id: ConnId) {
+        if let Some(connection) = self.ctx.connections.get_mut(id.0) {
+            connection.errored = false;
+        }
         if let Some(errno) = self.take_error(id) {
             self.fail(id, errno);
         }

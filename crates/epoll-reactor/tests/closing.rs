@@ -72,6 +72,28 @@ fn a_reset_by_the_peer_ends_a_connection_that_is_reading_paused_or_blocked() {
     }
 }
 
+/// It is told of once, with the bytes behind which the handler stops reading.
+#[test]
+fn a_reset_that_comes_with_the_last_bytes_ends_a_connection_that_is_paused_because_of_them() {
+    // At once, or after a turn on the ready list.
+    for again in [false, true] {
+        let mut seen = 0;
+        let mut harness = Harness::new(Script::default().data(move |ctx, id, input| {
+            seen += 1;
+            if again && seen == 1 {
+                ctx.read_again(id);
+                return 1;
+            }
+            ctx.pause_reading(id);
+            input.len()
+        }));
+        let (mut peer, id) = harness.open();
+        peer.say(b"question");
+        peer.reset();
+        assert_eq!(harness.closed(id), CloseReason::Reset, "again: {again}");
+    }
+}
+
 #[test]
 fn on_close_comes_once_however_often_and_from_wherever_a_close_is_asked_for() {
     let mut harness = Harness::new(Script::default().data(|ctx, id, input| {
