@@ -294,3 +294,19 @@ fn is_clean(site: &mut support::site::Site, service: &Scripted) {
     let seen = service.0.borrow();
     assert_eq!((seen.later.len(), seen.events.len(), seen.uploads.len()), (0, 0, 0));
 }
+
+/// Between the reset and `on_close` the client is still there.
+#[test]
+fn an_answer_that_comes_with_the_reset_of_its_client_is_not_told_as_given() {
+    let (mut site, service, remote) = site(HttpConfig::default(), Limits::default());
+    let mut client = site.join();
+    client.push(get("/later").as_bytes());
+    site.settle();
+    // In one turn: events come before messages.
+    assert!(remote.send(Message::Answer("/later".to_owned()).into()).is_ok());
+    client.reset();
+    drop(client);
+    site.until("the end", |site| site.reactor.ctx().connections() == 0);
+    let seen = service.0.borrow();
+    assert_eq!((seen.ends.as_slice(), seen.answers.as_slice()), ([false].as_slice(), [].as_slice()));
+}

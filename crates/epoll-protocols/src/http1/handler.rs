@@ -158,7 +158,10 @@ impl<S: Service> Http<S> {
         id: ConnId,
         step: impl FnOnce(&mut Connection, &mut Exchange<'_, S, Answers<'_>>) -> Option<Next>,
     ) {
-        if let Some(Some(next)) = self.step(ctx, id, step) {
+        // One that is gone is here until `on_close`, and whatever is sent to it seems to arrive.
+        if ctx.is_open(id)
+            && let Some(Some(next)) = self.step(ctx, id, step)
+        {
             self.follow(ctx, id, next);
         }
     }
