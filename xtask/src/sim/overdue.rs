@@ -86,6 +86,8 @@ impl Overdue {
                 // One for whom there is no descriptor is turned away.
                 let waits = !session.is_over() && !session.is_ended() && !reactor.ctx().is_draining();
                 let waits = waits && session.address.as_tcp().is_some();
+                // One that takes nothing in does not see that it is turned away.
+                let waits = waits && session.peer.as_ref().is_none_or(|it| it.unsent_there() == 0);
                 self.stands(
                     number,
                     Rule::NotAccepted,
