@@ -12,6 +12,7 @@ use epoll_reactor::{
     Address, CloseReason, CloseStats, ConnId, ConnMap, Ctx, Errno, FileSlice, Handler, Kernel, Remote,
     RemoteError, SendOutcome, Signal, Timestamp, read_cached,
 };
+use log::Level;
 
 use super::blocking::{BlockingJob, Done, Finished, Pool, Work, warm};
 use super::client::Client;
@@ -366,7 +367,10 @@ impl<S: Service> Handler for Http<S> {
     fn on_close(&mut self, ctx: &mut Ctx, id: ConnId, (): (), reason: CloseReason, stats: &CloseStats) {
         let _: Option<()> = self.step(ctx, id, |connection, exchange| connection.abandon(exchange));
         let Some(client) = self.clients.remove(id) else { return };
-        log::debug!(
+        // No client's doing, and the only sign of a disk that fails behind a head.
+        let level = if reason == CloseReason::FileCutShort { Level::Warn } else { Level::Debug };
+        log::log!(
+            level,
             "client {id}: {reason}; {} requests, {} bytes sent",
             client.connection.answered(),
             stats.bytes_sent
