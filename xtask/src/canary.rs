@@ -9,7 +9,7 @@ use crate::process::{output, root, target};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// Plant this defect alone, by a part of its name; may be given several times. All take about four minutes: each is
+    /// Plant this defect alone, by a part of its name; may be given several times. All take about six minutes on two cores: each is
     /// built by itself
     #[arg(long)]
     only: Vec<String>,
