@@ -3,6 +3,7 @@
 
 mod accepting;
 mod actor;
+mod admitting;
 mod alarm;
 mod answers;
 mod book;

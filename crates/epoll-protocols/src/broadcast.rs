@@ -13,7 +13,8 @@ use crate::lines::LineSplitter;
 /// How a broadcast server treats its clients.
 #[derive(Clone, Debug)]
 pub struct BroadcastConfig {
-    /// The longest line, in bytes without its newline; a client that sends a longer one is closed.
+    /// The longest line, in bytes without its newline; a client that sends a longer one is told so,
+    /// `[Server] disconnected: line longer than N bytes`, and closed.
     pub line_limit: usize,
     /// How many bytes may wait for a client that reads slowly, at least four lines of the longest; the kernel holds some megabytes more, unless
     /// [`ListenOptions::not_sent_low_water`](epoll_reactor::ListenOptions::not_sent_low_water) says otherwise.
@@ -41,7 +42,7 @@ impl Default for BroadcastConfig {
 
 impl BroadcastConfig {
     /// `limits` with those that follow from this configuration: room for a line to come in, and for a slow
-    /// receiver's bytes and a notice to wait; and marks low enough for the receiver to be told what it missed
+    /// receiver's bytes and notices to wait; and marks low enough for the receiver to be told what it missed
     /// as soon as it has read half.
     #[must_use]
     pub fn limits(&self, limits: Limits) -> Limits {
@@ -57,8 +58,9 @@ impl BroadcastConfig {
     }
 }
 
-/// Enough for `[Server] 18446744073709551615 lines skipped`.
-const NOTICE_ROOM: usize = 64;
+/// Enough for `[Server] 18446744073709551615 lines skipped` and, behind it,
+/// `[Server] disconnected: line longer than 18446744073709551615 bytes`.
+const NOTICE_ROOM: usize = 128;
 
 /// When to try again to tell a client what it has missed, if it is not its own reading that stands in the way.
 const RETRY: Duration = Duration::from_millis(100);
@@ -221,6 +223,9 @@ impl Handler for Broadcast {
                 Ok(None) => return input.len() - rest.len(),
                 Err(error) => {
                     log::warn!("Client_{} disconnected: {error}", self.number(id));
+                    // Where there is no memory to tell it with, the log knows.
+                    let _: SendOutcome<_> =
+                        ctx.send(id, format!("[Server] disconnected: {error}\n").as_bytes());
                     ctx.close_after_flush(id);
                     return input.len();
                 }

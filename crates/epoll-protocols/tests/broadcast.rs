@@ -161,7 +161,8 @@ fn a_line_of_the_limit_is_passed_on_and_a_longer_one_closes_its_sender_alone() {
             room.settle();
         }
         let ending = room.rest(&mut sender);
-        assert_eq!(ending, ("[Client_3] before\n".to_owned(), End::Finished), "{pieces:?}");
+        let told = "[Client_3] before\n[Server] disconnected: line longer than 100 bytes\n".to_owned();
+        assert_eq!(ending, (told, End::Finished), "{pieces:?}");
         third.push(b"after\n");
         assert_eq!(room.line(&mut receiver), "[Client_3] before\n");
         assert_eq!(room.line(&mut receiver), "[Client_3] after\n", "{pieces:?}");
@@ -173,12 +174,39 @@ fn lines_before_one_that_is_too_long_are_passed_on_and_those_behind_it_are_not()
     let mut room = room(BroadcastConfig { line_limit: 4, ..BroadcastConfig::default() });
     let [mut sender, mut receiver] = join(&mut room);
     sender.push(b"1\n22\n55555\n4444\n");
-    assert_eq!(room.rest(&mut sender), (String::new(), End::Finished));
+    let told = "[Server] disconnected: line longer than 4 bytes\n".to_owned();
+    assert_eq!(room.rest(&mut sender), (told, End::Finished));
     drop(sender);
     let mut third = room.join();
     third.push(b"end\n");
     for expected in ["[Client_1] 1\n", "[Client_1] 22\n", "[Client_3] end\n"] {
         assert_eq!(room.line(&mut receiver), expected);
+    }
+}
+
+#[test]
+fn one_that_is_slow_and_says_too_much_is_told_of_its_gap_and_then_of_its_end() {
+    for (fitting, skipped) in [(5, 0), (2, 2)] {
+        let kernel = Watched::new();
+        let sends = kernel.sends.clone();
+        let receiver_limit = 20 * fitting;
+        let slow_receivers = SlowReceivers::Drop;
+        let config = BroadcastConfig { line_limit: 8, receiver_limit, slow_receivers };
+        let mut room = room_on(kernel, config);
+        let [mut sender, mut rude] = join(&mut room);
+        sends.held_back.set(true);
+        for _ in 0..fitting + skipped {
+            sender.push(LINE);
+            room.settle();
+        }
+        assert_eq!(room.reactor.ctx().buffered(), receiver_limit);
+        sends.held_back.set(false);
+        // The kernel tells that there is room along with this.
+        rude.push(b"xxxxxxxxx\n");
+        let gap = if skipped == 0 { String::new() } else { format!("[Server] {skipped} lines skipped\n") };
+        let end = "[Server] disconnected: line longer than 8 bytes\n";
+        let told = "[Client_1] xxxxxxxx\n".repeat(fitting) + &gap + end;
+        assert_eq!(room.rest(&mut rude), (told, End::Finished));
     }
 }
 

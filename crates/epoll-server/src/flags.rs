@@ -159,7 +159,7 @@ pub(crate) struct BroadcastFlags {
     /// The longest line, in bytes without its newline
     ///
     /// A size such as 64KiB or 1000 (bytes). Lines are passed on whole, so one that has no end yet takes memory;
-    /// a client that sends a longer one is disconnected.
+    /// a client that sends a longer one is told so, `[Server] disconnected: line longer than N bytes`, and disconnected.
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = size)]
     pub(crate) line_limit: usize,
 

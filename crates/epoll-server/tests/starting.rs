@@ -214,7 +214,7 @@ fn closed_standard_streams_do_not_matter() {
             // Something to log.
             let mut client = connect_unix(&path);
             client.send("too long\n");
-            assert_eq!(client.rest(), b"", "{closed}");
+            assert_eq!(client.rest(), b"[Server] disconnected: line longer than 3 bytes\n", "{closed}");
             drop(client);
             assert_eq!(server.stop().code, Some(0), "{closed}");
         }

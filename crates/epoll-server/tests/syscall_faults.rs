@@ -28,12 +28,13 @@ mod loads;
 mod strace;
 mod support;
 
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use loads::{Burst, Cut, Life};
+use loads::{Burst, Cut, Fetched, Life, Visitor};
 use strace::{Fault, Traced, When, is_usable, start_up};
-use support::{assert_same, poll};
+use support::{assert_same, pattern, poll};
 
 /// What a fault may do to the connection it hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,6 +129,97 @@ fn http_survives_faults_of_its_connections() {
     run_all("http", &RECEIVE, &OFTEN);
     run_all("http", &SEND, &OFTEN);
     run_all("http", &FINISH, &RARE);
+}
+
+/// What the client sees of a call for its file that fails, and what the log says of it; empty: nothing.
+const FILES: [(&str, &str, Fetched, &str); 19] = [
+    ("openat2", "EIO", Fetched::Refused(500), "a file cannot be served: EIO"),
+    ("openat2", "EMFILE", Fetched::Refused(503), "files cannot be opened: EMFILE"),
+    ("openat2", "ENFILE", Fetched::Refused(503), "files cannot be opened: ENFILE"),
+    ("openat2", "ENOMEM", Fetched::Refused(503), "files cannot be opened: ENOMEM"),
+    ("openat2", "EINTR", Fetched::Whole, ""),
+    ("openat2", "EAGAIN", Fetched::Whole, ""),
+    ("statx", "EIO", Fetched::Refused(500), "a file cannot be served: EIO"),
+    ("statx", "ENOMEM", Fetched::Refused(503), "files cannot be opened: ENOMEM"),
+    ("preadv2", "EIO", Fetched::Refused(500), "a file cannot be read: EIO"),
+    ("preadv2", "ENOMEM", Fetched::Refused(500), "a file cannot be read: ENOMEM"),
+    ("preadv2", "EINTR", Fetched::Whole, ""),
+    ("preadv2", "EAGAIN", Fetched::Whole, ""),
+    ("preadv2", "EOPNOTSUPP", Fetched::Whole, ""),
+    // The head has gone out.
+    ("sendfile", "EIO", Fetched::Cut, "a file that was being sent was cut short or could not be read"),
+    ("sendfile", "ENOMEM", Fetched::Cut, ""),
+    ("sendfile", "EPIPE", Fetched::Cut, ""),
+    ("sendfile", "EINTR", Fetched::Whole, ""),
+    // Of a list, which a thread makes.
+    ("getdents64", "EIO", Fetched::Refused(500), "a file cannot be served: EIO"),
+    ("getdents64", "ENOMEM", Fetched::Refused(503), "files cannot be opened: ENOMEM"),
+];
+
+#[test]
+fn files_survive_faults_of_the_disk() {
+    if !is_usable() {
+        return;
+    }
+    for (call, error, seen, told) in FILES {
+        // Where the first two of statx fail, the standard library takes it for one that this kernel does not have.
+        for when in [When::Once(1), When::Range(2, 4), When::Every(2, 3)] {
+            run_files(&[Fault { call, error, when }], seen, told);
+        }
+    }
+}
+
+#[test]
+fn files_survive_a_disk_that_fails_the_threads_that_wait_for_it() {
+    if !is_usable() {
+        return;
+    }
+    let always = |call, error| Fault { call, error, when: When::Every(1, 1) };
+    let read = [always("preadv2", "EAGAIN"), always("pread64", "EIO")];
+    run_files(&read, Fetched::Refused(500), "a file cannot be read: EIO");
+    // Nobody can say whether the name is there: later.
+    run_files(&[always("openat2", "EAGAIN")], Fetched::Refused(503), "");
+}
+
+/// Has one client ask for files of each kind under `faults`. What is not answered is as `seen`.
+fn run_files(faults: &[Fault], seen: Fetched, told: &str) {
+    const ROUNDS: usize = 8;
+    let what = format!("files with {faults:?}");
+    // Shown if it fails.
+    eprintln!("{what}");
+    let started = Instant::now();
+    let site = tempfile::tempdir().unwrap();
+    let (small, large) = (pattern(1_000), pattern(300_000));
+    fs::write(site.path().join("small"), &small).unwrap();
+    fs::write(site.path().join("large"), &large).unwrap();
+    let root = site.path().to_str().unwrap();
+    let traced = Traced::start(faults, &["http", "--root", root, "--list", "--grace", "30s"]);
+    let mut bystander = Visitor::new(traced.server.address());
+    bystander.ask().unwrap();
+    let mut visitor = Visitor::new(traced.server.address());
+    let requests = [("/small", Some(&*small)), ("/large", Some(&*large)), ("/", None)];
+    let fetched: Vec<Fetched> =
+        (0..ROUNDS).flat_map(|_| requests.map(|(path, content)| visitor.fetch(path, content))).collect();
+    bystander.ask().unwrap_or_else(|Cut| panic!("{what}: one that asked for no file is cut off"));
+    assert_eq!(bystander.ends, 0);
+    drop((bystander, visitor));
+    poll(&format!("{what}: all descriptors to be closed"), || {
+        (traced.server.descriptors() == traced.descriptors).then_some(())
+    });
+    let (ended, record) = traced.stop();
+    assert_eq!(ended.code, Some(0), "{what}: {}", ended.log);
+    assert!(!ended.log.contains("panicked"), "{what}: {}", ended.log);
+    assert!(ended.log.contains(told), "{what}: {}", ended.log);
+    // However many clients ask meanwhile.
+    let told_of_want = ended.log.matches("files cannot be opened").count() as u64;
+    assert!(told_of_want <= 1 + started.elapsed().as_secs() / 10, "{what}: {}", ended.log);
+
+    let injected: usize = faults.iter().map(|fault| record.injected(fault.call)).sum();
+    assert!(faults.iter().all(|fault| record.injected(fault.call) > 0), "{what}: nothing was made to fail");
+    let spoilt: Vec<Fetched> = fetched.into_iter().filter(|it| *it != Fetched::Whole).collect();
+    assert!(spoilt.iter().all(|it| *it == seen), "{what}: {spoilt:?}");
+    assert_eq!(!spoilt.is_empty(), seen != Fetched::Whole, "{what}: {spoilt:?}");
+    assert!(spoilt.len() <= injected, "{what}: {spoilt:?}, {injected} faults");
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub(crate) struct Broadcasts {
 pub(crate) enum Heard {
     Line(Line),
     Skipped(u64),
+    /// It has said a line that is too long, and nothing comes behind this.
+    TooLong,
 }
 
 /// Says lines, stays for a while, and takes down what it hears.
@@ -36,18 +38,33 @@ pub(crate) struct Member {
     stays: u32,
     /// It will say a line that is too long.
     rude: bool,
+    /// And it has.
+    was_rude: bool,
     pub(crate) heard: Vec<Heard>,
     torn: Vec<u8>,
 }
 
 impl Member {
     pub(crate) fn new(session: usize, limit: usize, left: usize, stays: u32, rude: bool) -> Self {
-        Self { session, limit, said: 0, left, stays, rude, heard: Vec::new(), torn: Vec::new() }
+        Self {
+            session,
+            limit,
+            said: 0,
+            left,
+            stays,
+            rude,
+            was_rude: false,
+            heard: Vec::new(),
+            torn: Vec::new(),
+        }
     }
 
     fn take_down(&mut self, line: &[u8]) -> Result<(), Failure> {
         let heard = parse(line, self.limit)
             .ok_or_else(|| Failure::new("torn line", format!("{:?}", String::from_utf8_lossy(line))))?;
+        demand!(heard != Heard::TooLong || self.was_rude, "broadcast", "told of a line that it never said");
+        let last = self.heard.last();
+        demand!(last != Some(&Heard::TooLong), "broadcast", "heard {heard:?} behind its end");
         self.heard.push(heard);
         Ok(())
     }
@@ -55,6 +72,10 @@ impl Member {
 
 fn parse(line: &[u8], limit: usize) -> Option<Heard> {
     let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<u64>().ok();
+    if let Some(error) = line.strip_prefix(b"[Server] disconnected: line longer than ") {
+        let told = number(error.strip_suffix(b" bytes")?)?;
+        return (told == limit as u64).then_some(Heard::TooLong);
+    }
     if let Some(count) = line.strip_prefix(b"[Server] ") {
         return Some(Heard::Skipped(number(count.strip_suffix(b" lines skipped")?)?));
     }
@@ -70,6 +91,7 @@ impl Talk for Member {
     fn say(&mut self, rng: &mut Rng) -> Option<Vec<u8>> {
         if self.left == 0 {
             if std::mem::take(&mut self.rude) {
+                self.was_rude = true;
                 return Some(vec![b'x'; self.limit + 1 + rng.usize(0..3)]);
             }
             self.stays = self.stays.saturating_sub(1);
@@ -149,6 +171,7 @@ impl Scenario for Broadcasts {
             .map(|heard| match heard {
                 Heard::Line(_) => 1,
                 Heard::Skipped(count) => *count,
+                Heard::TooLong => 0,
             })
             .sum();
         told < Self::sent_to(handler, id)
@@ -170,6 +193,14 @@ impl Scenario for Broadcasts {
                     stats.bytes_unsent == 0 && matches!(reason, CloseReason::PeerClosed | CloseReason::Local)
                 });
             demand!(well || !all.gentle, "lost client", "session {number}: {:?}", life.closed);
+            // Its line that is too long was read, before anything else could end it.
+            let read = session.said_all && life.received == session.sent && !life.told_of_drain;
+            let told = session.talk.heard.last() == Some(&Heard::TooLong);
+            demand!(
+                told || !(well && read && session.talk.was_rude),
+                "broadcast",
+                "session {number} was disconnected, and not told why"
+            );
             let may_skip = self.config.slow_receivers == SlowReceivers::Drop && !all.gentle;
             let ended = Ended { well, may_skip };
             compare(&session.talk, &member.entitled, ended)
@@ -209,6 +240,8 @@ pub(crate) fn compare(talk: &Member, entitled: &[Line], ended: Ended) -> Result<
                 );
                 left = left.as_slice().get(count..).unwrap_or_default().iter();
             }
+            // Nothing comes behind it: see `take_down`.
+            Heard::TooLong => (),
         }
     }
     demand!(

@@ -7,6 +7,10 @@ use fastrand::Rng;
 
 use super::plan::{Plan, a_while, magnitude};
 
+/// What clients are told for whom there is no room. No stream begins so, and it is too short to be the name of a speaker:
+/// see `voice.rs`.
+pub(crate) const REFUSAL: &[u8] = b"\xfefull";
+
 /// Small numbers are as likely as large ones, since most mistakes are made at a limit.
 pub(crate) fn draw_limits(plan: &Plan, rng: &mut Rng) -> Limits {
     let second = Duration::from_secs(1);
@@ -49,6 +53,16 @@ pub(crate) fn draw_limits(plan: &Plan, rng: &mut Rng) -> Limits {
         limits.linger_quiet = long;
         limits.linger_timeout = long;
         limits.linger_bytes = usize::MAX;
+    } else {
+        // Of its own, so that it changes nothing for the rest.
+        let mut rng = plan.chance(6);
+        if rng.u8(0..3) == 0 {
+            // Nearly all clients have one address.
+            limits.connections_per_address = magnitude(&mut rng, 1, 16);
+        }
+        if rng.bool() {
+            limits.refusal = REFUSAL;
+        }
     }
     limits
 }

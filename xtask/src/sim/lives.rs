@@ -37,6 +37,8 @@ pub(crate) struct Life {
     pub(crate) panicked: bool,
     pub(crate) told_of_drain: bool,
     pub(crate) closed: Option<(CloseReason, CloseStats)>,
+    /// In the turn of that number.
+    closed_in: u64,
     /// When something was last read.
     read_at: Timestamp,
     /// When the kernel last took some of its output, as far as that shows between turns, and when it last had either
@@ -60,6 +62,7 @@ impl Life {
             panicked: false,
             told_of_drain: false,
             closed: None,
+            closed_in: 0,
             read_at: now,
             written_at: now,
             moved_at: now,
@@ -125,6 +128,11 @@ impl Lives {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Life> {
         self.lives.values()
+    }
+
+    /// Those that were not over when this turn began.
+    pub(crate) fn of_this_turn(&self) -> impl Iterator<Item = &Life> {
+        self.iter().filter(|life| life.closed.is_none() || life.closed_in == self.turn)
     }
 
     pub(crate) fn violation(&mut self, what: String) {
@@ -255,6 +263,7 @@ impl Lives {
         let unopened = Life::new(id, None, false, ctx.now());
         let life = self.lives.entry(id).or_insert(unopened);
         let again = life.closed.replace((reason, *stats)).is_some();
+        life.closed_in = self.turn;
         let implausible = implausible(ctx, life, unconsumed, reason, stats);
         if again {
             self.violation(format!("on_close for {id} again"));

@@ -86,6 +86,8 @@ impl Overdue {
                 // One for whom there is no descriptor is turned away.
                 let waits = !session.is_over() && !session.is_ended() && !reactor.ctx().is_draining();
                 let waits = waits && session.address.as_tcp().is_some();
+                // One that takes nothing in does not see that it is turned away.
+                let waits = waits && session.peer.as_ref().is_none_or(|it| it.unsent_there() == 0);
                 self.stands(
                     number,
                     Rule::NotAccepted,
@@ -104,9 +106,11 @@ impl Overdue {
             let (open, there) = (ctx.is_open(id), ctx.peer_address(id).is_some());
             let (queued, arrived) = (ctx.queued(id) as u64, session.heard_or_unread());
             let stalled = (there && queued > 0).then_some((queued, arrived, sent));
-            let idle = open.then_some((received, arrived, sent));
+            let unsent = session.peer.as_ref().map(|it| it.unsent_there());
+            // The kernel may take what the client lets wait.
+            let idle = open.then_some((received, arrived + unsent.unwrap_or(0) as u64, sent));
             // All that has been sent to the client has arrived, and all of it has been read.
-            let arrived_whole = queued == 0 && session.peer.as_ref().is_some_and(|it| it.unsent_there() == 0);
+            let arrived_whole = queued == 0 && unsent == Some(0);
             let heard_whole = arrived_whole && session.heard_or_unread() == session.heard;
             let live = open && !session.is_ended();
             let not_ended = (live && ended && arrived_whole).then_some((0, 0, 0));

@@ -8,6 +8,7 @@ use epoll_reactor::sim::{Peer, Sim};
 use epoll_reactor::{ConnId, Timestamp};
 
 use super::accepting::{Accepting, OF_DESCRIPTORS, sum};
+use super::admitting::Admitting;
 use super::failure::{Failure, demand};
 use super::lives::Life;
 use super::patience::Patience;
@@ -51,6 +52,7 @@ pub(crate) struct Pace {
     idle: u32,
     lingering: u32,
     accepting: Accepting,
+    admitting: Admitting,
     waiting: BTreeMap<usize, Waiting>,
     /// What of a session's bytes was read before it lingered, at least.
     lingers_from: BTreeMap<usize, u64>,
@@ -69,6 +71,7 @@ impl Pace {
             idle: 0,
             lingering: 0,
             accepting: Accepting::new(plan, sim),
+            admitting: Admitting::new(plan),
             waiting: BTreeMap::new(),
             lingers_from: BTreeMap::new(),
             deadline: None,
@@ -98,6 +101,7 @@ impl Pace {
         self.check_told(reactor)?;
         self.check_progress(sim, reactor)?;
         self.accepting.check(sim, reactor)?;
+        self.admitting.check::<S>(sim, reactor, sessions, ids)?;
         self.check_starvation::<S>(sim, reactor, sessions, ids)
     }
 

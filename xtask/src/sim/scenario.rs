@@ -7,7 +7,7 @@ use epoll_reactor::sim::{Sim, SimKernel};
 use epoll_reactor::{Address, ConnId, Handler, Limits, Reactor, Timestamp};
 use fastrand::Rng;
 
-use super::failure::Failure;
+use super::failure::{Failure, demand};
 use super::lives::Life;
 use super::plan::Plan;
 use super::session::{End, Session, Talk};
@@ -131,6 +131,17 @@ impl<'a, T> Aftermath<'a, T> {
 /// What holds for every session, whatever the protocol.
 pub(crate) fn check_sessions<T>(all: &Aftermath<'_, T>) -> Result<(), Failure> {
     for (number, session, life) in all.each() {
+        if session.refused > 0 {
+            // Nothing else is said to whoever is turned away, though a deadline may cut it short, and no handler knows of it.
+            demand!(life.is_none(), "admission", "session {number} was let in, and turned away");
+            demand!(
+                session.heard == session.refused as u64,
+                "admission",
+                "session {number} was turned away, and heard {} bytes, {} of them to say so",
+                session.heard,
+                session.refused
+            );
+        }
         let Some((reason, stats)) = life.and_then(|life| life.closed) else { continue };
         // A FIN comes behind everything that the kernel took, and nothing else is heard.
         if session.end == End::Clean && session.shouted == 0 && session.heard != stats.bytes_sent {

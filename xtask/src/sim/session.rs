@@ -7,6 +7,7 @@ use epoll_reactor::{Address, Errno};
 use fastrand::Rng;
 
 use super::failure::{Failure, demand};
+use super::limits::REFUSAL;
 use super::plan::magnitude;
 use super::voice::URGENT;
 
@@ -73,6 +74,8 @@ pub(crate) struct Session<T> {
     pub(crate) shouted: u64,
     /// Bytes read, and of them those that are no echo of an urgent one.
     pub(crate) heard: u64,
+    /// Of them, those that say that there was no room.
+    pub(crate) refused: usize,
     /// It has half-closed.
     pub(crate) shut: bool,
     /// Everything that was to be said was given to the kernel.
@@ -110,6 +113,7 @@ impl<T: Talk> Session<T> {
             sent: 0,
             shouted: 0,
             heard: 0,
+            refused: 0,
             shut: false,
             said_all: false,
             unsaid: Vec::new(),
@@ -243,8 +247,12 @@ impl<T: Talk> Session<T> {
         let Some(peer) = &self.peer else { return Ok(0) };
         match peer.recv(most) {
             Received::Bytes(bytes) => {
+                let refusal = self.refusal(&bytes);
                 self.heard += bytes.iter().filter(|byte| **byte != URGENT).count() as u64;
-                self.talk.hear(&bytes)?;
+                self.refused += refusal;
+                if refusal < bytes.len() {
+                    self.talk.hear(&bytes[refusal..])?;
+                }
                 Ok(bytes.len())
             }
             Received::Nothing => Ok(0),
@@ -259,6 +267,14 @@ impl<T: Talk> Session<T> {
                 Ok(0)
             }
         }
+    }
+
+    /// How many of `bytes` go on with a refusal, or begin one where nothing was heard before.
+    fn refusal(&self, bytes: &[u8]) -> usize {
+        if self.heard != self.refused as u64 {
+            return 0;
+        }
+        bytes.iter().zip(&REFUSAL[self.refused..]).take_while(|(found, expected)| found == expected).count()
     }
 
     /// Reads whatever has arrived, and will let in what has not; how many bytes there were.

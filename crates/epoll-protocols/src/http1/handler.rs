@@ -11,6 +11,7 @@ use epoll_reactor::{
     Address, CloseReason, CloseStats, ConnId, ConnMap, Ctx, FileSlice, Handler, Kernel, Remote, RemoteError,
     Signal, Timestamp,
 };
+use log::Level;
 
 use super::answers::Answers;
 use super::blocking::{BlockingJob, Done, Finished, Pool, Wanted, warm};
@@ -414,11 +415,12 @@ impl<S: Service> Handler for Http<S> {
             resume_unwind(panic);
         }
         let Some(client) = client else { return };
-        // A file that shrinks while it is sent is the operator's affair, unlike most of what ends a connection.
-        let cut_short = matches!(reason, CloseReason::FileCutShort);
+        // No client's doing, and the only sign of a disk that fails behind a head.
+        let level = if reason == CloseReason::FileCutShort { Level::Warn } else { Level::Debug };
         log::log!(
-            if cut_short { log::Level::Info } else { log::Level::Debug },
-            "client {id}: {reason}; {} requests, {} bytes sent",
+            level,
+            "client {id}, {}: {reason}; {} requests, {} bytes sent",
+            client.peer,
             client.connection.answered(),
             stats.bytes_sent
         );

@@ -114,18 +114,96 @@ pub fn http(address: SocketAddr, Burst(burst): Burst) -> Life {
 }
 
 fn answer(stream: &mut Stream, body: &[u8]) -> Life {
-    stream.expect(b"HTTP/1.1 200 OK\r\n")?;
-    let mut fields = Vec::new();
-    while !fields.ends_with(b"\r\n\r\n") {
+    let head = head(stream)?;
+    assert!(head.starts_with("http/1.1 200 ok\r\n"), "{head}");
+    assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{head}");
+    stream.expect(body)
+}
+
+/// The head of an answer, in lower case.
+fn head(stream: &mut Stream) -> Result<String, Cut> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
         if stream.read(&mut byte)? == 0 {
             return Err(Cut);
         }
-        fields.extend(byte);
+        head.extend(byte);
     }
-    let fields = String::from_utf8(fields).unwrap().to_ascii_lowercase();
-    assert!(fields.contains(&format!("content-length: {}\r\n", body.len())), "{fields}");
-    stream.expect(body)
+    Ok(String::from_utf8(head).unwrap().to_ascii_lowercase())
+}
+
+/// What came of a request for a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    Whole,
+    /// With this status, and words for people.
+    Refused(u16),
+    /// The connection ended before the answer did.
+    Cut,
+}
+
+/// A client that asks for files on one connection, and on another when the server has ended that.
+pub struct Visitor {
+    address: SocketAddr,
+    stream: Stream,
+    /// How often the connection has ended.
+    pub ends: usize,
+}
+
+impl Visitor {
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, stream: Stream::connect(address), ends: 0 }
+    }
+
+    /// Asks for `path`; an answer of 200 must be `content`, or any if that is `None`.
+    pub fn fetch(&mut self, path: &str, content: Option<&[u8]>) -> Fetched {
+        let fetched = self.try_to_fetch(path, content);
+        let (fetched, ends) = fetched.unwrap_or((Fetched::Cut, true));
+        if ends {
+            self.stream = Stream::connect(self.address);
+            self.ends += 1;
+        }
+        fetched
+    }
+
+    /// And whether the server ends the connection.
+    fn try_to_fetch(&mut self, path: &str, content: Option<&[u8]>) -> Result<(Fetched, bool), Cut> {
+        self.stream.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())?;
+        let head = head(&mut self.stream)?;
+        let status: u16 = head[9..12].parse().unwrap();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.unwrap().parse().unwrap();
+        match content.filter(|_| status == 200) {
+            Some(content) => {
+                assert_eq!(length, content.len(), "{path}: {head}");
+                self.stream.expect(content)?;
+            }
+            None => {
+                assert!(length > 0, "{path}: {head}");
+                let mut left = vec![0; length];
+                while !left.is_empty() {
+                    match self.stream.read(&mut left)? {
+                        0 => return Err(Cut),
+                        count => left.truncate(left.len() - count),
+                    }
+                }
+            }
+        }
+        let ends = head.contains("connection: close\r\n");
+        if ends {
+            self.stream.expect_end()?;
+        }
+        Ok((if status == 200 { Fetched::Whole } else { Fetched::Refused(status) }, ends))
+    }
+
+    /// Asks for what no file is looked at for.
+    pub fn ask(&mut self) -> Life {
+        self.stream.send(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        let head = head(&mut self.stream)?;
+        assert!(head.starts_with("http/1.1 204 "), "{head}");
+        Ok(())
+    }
 }
 
 /// A client that wants as little as can be, so that one among many faults may miss it.

@@ -12,9 +12,10 @@ use tempfile::TempDir;
 
 use crate::support::{EXECUTABLE, Ended, Server};
 
-/// What the record shows: the calls of the loop, and those that make it.
+/// What the record shows: the calls of the loop, those that make it, and those that find and read files.
 const TRACED: &str = "accept4,bind,close,epoll_create1,epoll_ctl,?epoll_wait,epoll_pwait,eventfd2,listen,\
-                      recvfrom,sendmsg,sendto,setsockopt,shutdown,signalfd4,socket";
+                      recvfrom,sendmsg,sendto,setsockopt,shutdown,signalfd4,socket,getdents64,?openat2,pread64,\
+                      preadv2,sendfile,statx";
 
 /// A system call that fails.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,8 @@ pub struct Fault {
     pub when: When,
 }
 
-/// Which of the calls since the server said that it listens fail, the first being number 1.
+/// Which of the calls since the server said that it listens fail, the first being number 1. Each thread counts its own,
+/// and the first thread's before that are left out for all.
 #[derive(Clone, Copy, Debug)]
 pub enum When {
     /// That one.
@@ -70,7 +72,10 @@ impl Traced {
 
 impl Record {
     pub fn injected(&self, call: &str) -> usize {
-        self.of(call).filter(|line| line.ends_with("(INJECTED)")).count()
+        // Another thread's call may come between the beginning of one and its end.
+        let resumed = format!("<... {call} resumed>");
+        let ends = self.0.iter().filter(|line| line.starts_with(&resumed));
+        self.of(call).chain(ends).filter(|line| line.ends_with("(INJECTED)")).count()
     }
 
     pub fn count(&self, call: &str) -> usize {
@@ -143,14 +148,13 @@ fn traced(directory: &TempDir, injections: &[String], arguments: &[&str]) -> Com
     command
 }
 
-/// How many calls of that name it takes the protocol to listen on one address.
+/// How many calls of that name it takes the command to listen on one address.
 fn calls_to_start(call: &str, arguments: &[&str]) -> usize {
     static RECORDS: Mutex<BTreeMap<String, Record>> = Mutex::new(BTreeMap::new());
-    let protocol = arguments.first().copied().unwrap_or("broadcast");
     let mut records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
-    let record = records.entry(protocol.to_owned()).or_insert_with(|| {
+    let record = records.entry(arguments.join(" ")).or_insert_with(|| {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = traced(&directory, &[], &[protocol]);
+        let mut command = traced(&directory, &[], arguments);
         command.args(["--listen", "127.0.0.1:0"]);
         let _server = Server::run(command, 1);
         let mut record = read(&directory);

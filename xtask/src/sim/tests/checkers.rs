@@ -1,12 +1,22 @@
 //! Each checker, fed by hand with what it must refuse.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use epoll_protocols::Echo;
 use epoll_reactor::sim::{Faults, Sim, SimKernel};
-use epoll_reactor::{Address, CloseReason, CloseStats, ConnId, Ctx, Handler, Limits, Reactor};
+use epoll_reactor::{
+    Address, CloseReason, CloseStats, ConnId, Ctx, Handler, Limits, ListenOptions, Reactor, SendOutcome,
+};
 
 use crate::sim::answers::{Expected, Framing, Reader};
 use crate::sim::broadcast::{Ended, Member, compare};
+use crate::sim::echo::Echoes;
+use crate::sim::overdue::Overdue;
+use crate::sim::plan::{Cuts, Kind, Plan};
 use crate::sim::published::{Line, content, name};
-use crate::sim::session::Talk;
+use crate::sim::scenario::Scenario;
+use crate::sim::session::{Session, Talk};
 use crate::sim::voice::{self, Ear, URGENT};
 use crate::sim::watched::{Kept, Watched};
 
@@ -228,4 +238,34 @@ fn an_answer_that_is_none() {
     let mut reader = Reader::default();
     reader.expected.push_back(expected(true));
     assert!(reader.hear(fine.as_bytes()).is_err(), "it was asked to close");
+}
+
+/// What the kernel takes is written, whether the client lets it in or not.
+#[test]
+fn a_connection_that_is_written_to_is_not_taken_for_an_idle_one() {
+    let sim = Sim::new(1, Faults::none());
+    let plan = Plan::new(Kind::Echo, 1, &Cuts::default());
+    let mut rng = plan.chance(1);
+    let mut scenario = Echoes::new(&plan, &sim, &mut rng);
+    let limits = Limits { idle_timeout: Some(Duration::from_secs(1)), ..Limits::default() };
+    let mut reactor = Reactor::with_kernel(sim.kernel(), Watched::new(Echo), limits).unwrap();
+    let address = Address::Tcp(([127, 0, 0, 1], 7000).into());
+    reactor.listen(&address, &ListenOptions::default()).unwrap();
+    let peer = sim.connect(&address).unwrap();
+    peer.set_receive_buffer(0);
+    let sessions = [Session::new(scenario.talk(0, &mut rng), peer, true, &mut rng)];
+    let mut overdue = Overdue::new(&plan);
+    let mut ids = BTreeMap::new();
+    for _ in 0..120 {
+        sim.advance(Duration::from_millis(500));
+        reactor.handler().lives.begin_turn(sim.now());
+        reactor.turn(Some(Duration::ZERO)).unwrap();
+        let opened = reactor.handler().lives.iter().next().map(|life| life.id);
+        ids.extend(opened.map(|id| (0, id)));
+        overdue.check(&scenario, &mut reactor, &sessions, &ids, 0).unwrap();
+        for id in ids.values() {
+            assert!(matches!(reactor.ctx().send(*id, b"x"), SendOutcome::Sent));
+        }
+    }
+    assert_eq!((sessions[0].heard_or_unread(), ids.len()), (0, 1));
 }

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use epoll_reactor::{Directory, Errno, Lookup, read_cached};
 
@@ -84,12 +86,27 @@ impl From<Errno> for Refused {
             | Errno::ENXIO
             | Errno::ENODEV => Self::Missing,
             Errno::EACCES | Errno::EPERM => Self::Forbidden,
-            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => Self::Exhausted,
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => {
+                report_exhausted(errno);
+                Self::Exhausted
+            }
             errno => {
                 log::error!("a file cannot be served: {errno}");
                 Self::Failed
             }
         }
+    }
+}
+
+/// Logs that nothing is left to open files with, once in a while: it is the process that has nothing, whichever file was
+/// asked for, and clients may ask for as many as they like.
+fn report_exhausted(errno: Errno) {
+    const INTERVAL: Duration = Duration::from_secs(10);
+    static REPORTED: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut reported = REPORTED.lock().unwrap_or_else(PoisonError::into_inner);
+    if reported.is_none_or(|at| at.elapsed() >= INTERVAL) {
+        *reported = Some(Instant::now());
+        log::warn!("files cannot be opened: {errno}");
     }
 }
 
