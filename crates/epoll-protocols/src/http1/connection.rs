@@ -7,6 +7,7 @@ use epoll_reactor::FileSlice;
 
 use super::blocking::BlockingJob;
 use super::body::Pending;
+use super::byte_set::TOKEN;
 use super::encode::{CONTINUE, Persistence, Terms};
 use super::exchange::{Exchange, Next, Progress, Stage};
 use super::framing::{BodyLength, Framing, framing};
@@ -14,7 +15,6 @@ use super::output::Output;
 use super::parse::{as_http11, find_head_end, header_slots, parse_head};
 use super::reject::Rejection;
 use super::request::Request;
-use super::response::is_token_byte;
 use super::sending::Sending;
 use super::service::{BodyMode, RequestId, Service};
 use answering::Asked;
@@ -332,7 +332,7 @@ impl Connection {
                 return Ok((0, Flow::Stop(Next::MoreInput)));
             }
             // Told now, since a client that does not speak HTTP will never end its head.
-            [first, ..] if !is_token_byte(*first) => return Err(Rejection::NotHttp),
+            [first, ..] if !TOKEN.contains(*first) => return Err(Rejection::NotHttp),
             _ => {}
         }
         let Some(end) = find_head_end(input, searched, exchange.limits.head)? else {

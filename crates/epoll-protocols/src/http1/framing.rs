@@ -1,6 +1,7 @@
 //! What the fields of a head say about the message: how long its body is, whether the connection stays, what
 //! the client expects first. Not the reading of that body: see `body`.
 
+use super::byte_set::REG_NAME;
 use super::encode::Persistence;
 use super::reject::Rejection;
 use super::request::{Request, Version};
@@ -166,7 +167,7 @@ pub(super) fn is_authority(value: &[u8]) -> bool {
         after.get(1..).unwrap_or_default()
     } else {
         let (name, port) = value.split_at(memchr::memchr(b':', value).unwrap_or(value.len()));
-        if !name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte)) {
+        if !REG_NAME.contains_all(name) {
             return false;
         }
         port
