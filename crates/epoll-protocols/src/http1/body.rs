@@ -1,10 +1,10 @@
 //! A request whose body comes in pieces: by length or in chunks, gathered up to a bound, or passed on. Not used when
 //! a body of known length is whole in the receive buffer: it is then read where it lies.
 
+use super::byte_set::TOKEN;
 use super::framing::{BodyLength, Framing};
 use super::limits::HttpLimits;
 use super::reject::Rejection;
-use super::byte_set::TOKEN;
 
 /// A request whose head is here and whose body is not.
 pub(super) struct Pending {

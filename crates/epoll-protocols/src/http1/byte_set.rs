@@ -36,13 +36,20 @@ impl ByteSet {
     }
 }
 
-/// Whether every LF of `head` stands behind a CR. Looks at all of it, so that the compiler can take 16 bytes at a time.
+/// Whether every LF of `head` stands behind a CR. Looks at all of it, 16 bytes at a time.
 pub(super) fn has_no_bare_line_feed(head: &[u8]) -> bool {
-    let behind = head.get(1..).unwrap_or_default();
-    let bare = head.iter().zip(behind).fold(0_u8, |bare, (before, byte)| {
-        bare | (u8::from(*byte == b'\n') & u8::from(*before != b'\r'))
-    });
-    bare == 0 && head.first() != Some(&b'\n')
+    let bare = |before: &[u8], bytes: &[u8]| {
+        before
+            .iter()
+            .zip(bytes)
+            .fold(false, |bare, (before, byte)| bare | ((*byte == b'\n') & (*before != b'\r')))
+    };
+    let (blocks, rest) = head.get(1..).unwrap_or_default().as_chunks::<16>();
+    let (blocks_before, rest_before) =
+        head.get(..head.len().saturating_sub(1)).unwrap_or_default().as_chunks::<16>();
+    let in_blocks =
+        blocks_before.iter().zip(blocks).fold(false, |any, (before, block)| any | bare(before, block));
+    !(in_blocks | bare(rest_before, rest)) && head.first() != Some(&b'\n')
 }
 
 /// Whether `value` can stand behind a field's name (RFC 9110 section 5.5): no control byte but tab.

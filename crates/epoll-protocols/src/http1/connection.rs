@@ -12,7 +12,7 @@ use super::encode::{CONTINUE, Persistence, Terms};
 use super::exchange::{Exchange, Next, Progress, Stage};
 use super::framing::{BodyLength, Framing, framing};
 use super::output::Output;
-use super::parse::{as_http11, find_head_end, header_slots, parse_head};
+use super::parse::{as_http11, find_head_end, header_slots, parse_good_head, parse_head};
 use super::reject::Rejection;
 use super::request::Request;
 use super::sending::Sending;
@@ -335,15 +335,30 @@ impl Connection {
             [first, ..] if !TOKEN.contains(*first) => return Err(Rejection::NotHttp),
             _ => {}
         }
+        if searched == 0 {
+            let mut slots = header_slots();
+            if let Some((end, request)) = parse_good_head(input, &mut slots, exchange.limits) {
+                let (head, after) = input.split_at_checked(end).unwrap_or((input, &[]));
+                let (used, flow) = self.request(head, request, after, exchange)?;
+                return Ok((end + used, flow));
+            }
+        }
         let Some(end) = find_head_end(input, searched, exchange.limits.head)? else {
             self.phase = Phase::Head { searched: input.len(), blank_lines };
             return Ok((0, Flow::Stop(Next::MoreInput)));
         };
         let (head, after) = input.split_at_checked(end).unwrap_or((input, &[]));
-        let (used, flow) = match self.request(head, after, exchange) {
-            Err(Rejection::NewerMinorVersion) => self.request(&as_http11(head), after, exchange)?,
-            result => result?,
+        let as_read;
+        let mut slots = header_slots();
+        let mut slots_again = header_slots();
+        let (head, request) = match parse_head(head, &mut slots, exchange.limits) {
+            Err(Rejection::NewerMinorVersion) => {
+                as_read = as_http11(head);
+                (as_read.as_slice(), parse_head(&as_read, &mut slots_again, exchange.limits)?)
+            }
+            result => (head, result?),
         };
+        let (used, flow) = self.request(head, request, after, exchange)?;
         Ok((end + used, flow))
     }
 
@@ -351,11 +366,10 @@ impl Connection {
     fn request<S: Service, O: Output>(
         &mut self,
         head: &[u8],
+        request: Request<'_>,
         after: &[u8],
         exchange: &mut Exchange<'_, S, O>,
     ) -> Result<(usize, Flow), Rejection> {
-        let mut slots = header_slots();
-        let request = parse_head(head, &mut slots, exchange.limits)?;
         let framing = framing(&request)?;
         let request = Request { id: self.request_id(exchange), client: exchange.client, ..request };
         if framing.body == BodyLength::Known(0) {

@@ -166,11 +166,9 @@ pub(super) fn is_authority(value: &[u8]) -> bool {
         }
         after.get(1..).unwrap_or_default()
     } else {
-        let (name, port) = value.split_at(memchr::memchr(b':', value).unwrap_or(value.len()));
-        if !REG_NAME.contains_all(name) {
-            return false;
-        }
-        port
+        // A name can be empty, and what ends it is no part of one.
+        let name = value.iter().position(|byte| !REG_NAME.contains(*byte)).unwrap_or(value.len());
+        value.get(name..).unwrap_or_default()
     };
     match port.split_first() {
         None => true,

@@ -14,8 +14,8 @@ use std::time::UNIX_EPOCH;
 
 use epoll_reactor::Address;
 
-use super::byte_set::TOKEN;
 use super::body::Pending;
+use super::byte_set::TOKEN;
 use super::connection::Connection;
 use super::date::DateHeader;
 use super::encode::{CONTINUE, Persistence};

@@ -50,7 +50,8 @@ impl<'a> Request<'a> {
     #[must_use]
     pub fn path(&self) -> &'a str {
         let target = self.path_and_query();
-        match memchr::memchr(b'?', target.as_bytes()).map_or(target, |end| target.get(..end).unwrap_or(target)) {
+        match target.bytes().position(|byte| byte == b'?').and_then(|end| target.get(..end)).unwrap_or(target)
+        {
             "" => "/",
             path => path,
         }
