@@ -17,7 +17,7 @@ use super::reject::Rejection;
 use super::request::Request;
 use super::sending::Sending;
 use super::service::{BodyMode, RequestId, Service};
-use answering::Asked;
+use answering::{Asked, Owed};
 
 mod answering;
 
@@ -31,18 +31,6 @@ pub struct Connection {
     draining: bool,
     owed: Owed,
     answered: u64,
-}
-
-/// The exchange whose end the service is to be told. It is told of it, and no more, whichever callback panics: this
-/// outlives the phase, and is settled before the call.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Owed {
-    #[default]
-    Nothing,
-    /// That of the request being received, whose body is streamed.
-    Request,
-    /// That of the last request for which the service was called.
-    Answer,
 }
 
 enum Phase {
