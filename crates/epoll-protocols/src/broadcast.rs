@@ -72,6 +72,8 @@ pub struct Broadcast {
     clients: ConnMap<Client>,
     /// How many clients there have been.
     counted: u64,
+    /// Where a line is put together; of no meaning between two.
+    scratch: Vec<u8>,
 }
 
 /// What the others must know of a client.
@@ -86,7 +88,7 @@ impl Broadcast {
     /// A server without clients.
     #[must_use]
     pub fn new(config: BroadcastConfig) -> Self {
-        Self { config, clients: ConnMap::new(), counted: 0 }
+        Self { config, clients: ConnMap::new(), counted: 0, scratch: Vec::new() }
     }
 
     fn number(&self, id: ConnId) -> u64 {
@@ -104,7 +106,12 @@ impl Broadcast {
 
     /// Sends `line` of client `from` to all others; returns how many bytes each gets.
     fn publish(&mut self, ctx: &mut Ctx, from: ConnId, line: &[u8]) -> usize {
-        let message = ctx.share(compose(self.number(from), line));
+        let number = self.number(from);
+        compose(&mut self.scratch, number, line);
+        // Copied, to a buffer of its exact size: one that waits for a slow receiver must not hold more memory than it is
+        // counted for.
+        let message = ctx.share(self.scratch.as_slice());
+        self.scratch.shrink_to(SCRATCH_KEPT);
         for (id, client) in self.clients.iter_mut() {
             if id != from {
                 deliver(ctx, id, client, &self.config, message.clone());
@@ -144,11 +151,15 @@ impl Budget {
     }
 }
 
-/// The line as receivers get it, in a buffer of its exact size: one that waits for a slow receiver must not hold
-/// more memory than it is counted for.
-fn compose(number: u64, line: &[u8]) -> Vec<u8> {
-    let mut digits = itoa::Buffer::new();
-    [b"[Client_", digits.format(number).as_bytes(), b"] ", line, b"\n"].concat()
+/// What the buffer for putting lines together may keep; one long line must not be paid for ever after.
+const SCRATCH_KEPT: usize = 4 * 1024;
+
+/// The line as receivers get it.
+fn compose(message: &mut Vec<u8>, number: u64, line: &[u8]) {
+    message.clear();
+    for part in [b"[Client_", itoa::Buffer::new().format(number).as_bytes(), b"] ", line, b"\n"] {
+        message.extend_from_slice(part);
+    }
 }
 
 /// Sends one message to one receiver, under the policy for slow ones.

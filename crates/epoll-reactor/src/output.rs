@@ -57,7 +57,10 @@ impl Ctx {
         match self.admit(id, length, charge, Kind::Shared) {
             Ok(admitted) => {
                 self.move_direct_to_queue(id);
-                self.enqueue(id, length, |queue| queue.push_shared(data.into_bytes(), charge));
+                self.enqueue(id, length, |queue| match data.into_held() {
+                    Ok(bytes) => queue.push_shared(bytes, charge),
+                    Err(short) => queue.push_copy(short.as_slice()),
+                });
                 admitted.outcome()
             }
             Err(Refused::OverLimit) => SendOutcome::OverLimit(data),
@@ -93,9 +96,9 @@ impl Ctx {
         }
     }
 
-    /// Makes `data` something to send to many: see [`Shared`].
+    /// Makes `data` something to send to many: see [`Shared`]. A `Vec` is taken as it is, a slice is copied.
     #[must_use]
-    pub fn share(&self, data: Vec<u8>) -> Shared {
+    pub fn share(&self, data: impl AsRef<[u8]> + Into<Vec<u8>>) -> Shared {
         self.shared.share(data)
     }
 

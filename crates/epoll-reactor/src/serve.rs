@@ -3,7 +3,7 @@
 use epoll_sys::{Call, Errno, Kernel, Reaction, Readiness, reaction};
 
 use crate::buffer::InputTail;
-use crate::connection::Phase;
+use crate::connection::{Fin, Phase};
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::{Reactor, Side};
 use crate::token::ConnId;
@@ -44,9 +44,15 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.read(id);
             }
             Phase::Open => {
-                self.flush(id);
-                self.call_on_drain(id);
-                self.deliver_tail(id);
+                if connection.output.is_some()
+                    || connection.fin == Fin::Due
+                    || connection.drain_due
+                    || connection.again
+                {
+                    self.flush(id);
+                    self.call_on_drain(id);
+                    self.deliver_tail(id);
+                }
                 self.read(id);
                 // No edge tells of it again, and what has just been delivered may have stopped the reading.
                 if let Some(connection) = self.ctx.connections.get(id.0)

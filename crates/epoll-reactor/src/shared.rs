@@ -7,16 +7,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
+use crate::buffer::SMALL;
+
 /// What a queue counts for its reference to shared data, instead of the data itself.
 const REFERENCE: usize = 64;
 
 /// Data made by [`Ctx::share`](crate::Ctx::share), to be sent to any number of connections. It counts once against
 /// [`Limits::memory`](crate::Limits::memory), until the last copy of this handle is gone, and 64 bytes more for
 /// each connection it waits on; against each one's [`Limits::output`](crate::Limits::output) it counts in full.
-/// Cheap to clone.
+/// Cheap to clone. Up to 64 bytes are not shared but copied: they lie in the handle itself, take no memory of their
+/// own, and are copied to each queue.
 #[derive(Clone)]
-pub struct Shared {
-    bytes: Bytes,
+pub struct Shared(Repr);
+
+#[derive(Clone)]
+enum Repr {
+    Copied { length: u8, bytes: [u8; SMALL] },
+    Held(Bytes),
 }
 
 /// The memory of all shared data that is alive.
@@ -30,9 +37,16 @@ struct Counted {
 }
 
 impl SharedMemory {
-    pub(crate) fn share(&self, data: Vec<u8>) -> Shared {
+    pub(crate) fn share(&self, data: impl AsRef<[u8]> + Into<Vec<u8>>) -> Shared {
+        let slice = data.as_ref();
+        let mut bytes = [0; SMALL];
+        if let (Some(room), Ok(length)) = (bytes.get_mut(..slice.len()), u8::try_from(slice.len())) {
+            room.copy_from_slice(slice);
+            return Shared(Repr::Copied { length, bytes });
+        }
+        let data = data.into();
         self.0.fetch_add(data.capacity(), Ordering::Relaxed);
-        Shared { bytes: Bytes::from_owner(Counted { data, memory: Arc::clone(&self.0) }) }
+        Shared(Repr::Held(Bytes::from_owner(Counted { data, memory: Arc::clone(&self.0) })))
     }
 
     pub(crate) fn in_use(&self) -> usize {
@@ -56,19 +70,22 @@ impl Deref for Shared {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        match &self.0 {
+            Repr::Copied { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Repr::Held(bytes) => bytes,
+        }
     }
 }
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.bytes, f)
+        write!(f, "b\"{}\"", self.escape_ascii())
     }
 }
 
 impl PartialEq for Shared {
     fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
+        **self == **other
     }
 }
 
@@ -84,8 +101,11 @@ pub trait Sealed: Sized {
     fn length(&self) -> usize;
     #[doc(hidden)]
     fn charge(&self) -> usize;
+    /// What is not to be copied; or itself, if it is.
     #[doc(hidden)]
-    fn into_bytes(self) -> Bytes;
+    fn into_held(self) -> Result<Bytes, Self>;
+    #[doc(hidden)]
+    fn as_slice(&self) -> &[u8];
 }
 
 impl Share for Bytes {}
@@ -99,7 +119,11 @@ impl Sealed for Bytes {
         self.len()
     }
 
-    fn into_bytes(self) -> Bytes {
+    fn into_held(self) -> Result<Bytes, Self> {
+        Ok(self)
+    }
+
+    fn as_slice(&self) -> &[u8] {
         self
     }
 }
@@ -108,15 +132,22 @@ impl Share for Shared {}
 
 impl Sealed for Shared {
     fn length(&self) -> usize {
-        self.bytes.len()
+        self.len()
     }
 
     fn charge(&self) -> usize {
-        REFERENCE.min(self.bytes.len())
+        REFERENCE.min(self.len())
     }
 
-    fn into_bytes(self) -> Bytes {
-        self.bytes
+    fn into_held(self) -> Result<Bytes, Self> {
+        match self.0 {
+            Repr::Copied { .. } => Err(self),
+            Repr::Held(bytes) => Ok(bytes),
+        }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        self
     }
 }
 
@@ -128,12 +159,26 @@ mod tests {
     fn counts_once_until_the_last_handle_is_gone() {
         let memory = SharedMemory::default();
         let line = memory.share(vec![7; 1000]);
-        let queued = line.clone().into_bytes();
+        let queued = line.clone().into_held().unwrap();
         assert_eq!(memory.in_use(), 1000);
         drop(line);
         assert_eq!(memory.in_use(), 1000);
         assert_eq!(queued.len(), 1000);
         drop(queued);
+        assert_eq!(memory.in_use(), 0);
+    }
+
+    #[test]
+    fn what_is_short_is_copied_and_takes_no_memory() {
+        let memory = SharedMemory::default();
+        for length in [0, 1, SMALL - 1, SMALL, SMALL + 1, 300] {
+            let data = vec![7; length];
+            let line = memory.share(&data[..]);
+            assert_eq!(*line, *data);
+            assert_eq!(line, memory.share(data));
+            assert_eq!(memory.in_use() > 0, length > SMALL, "{length}");
+            assert_eq!(line.length(), length);
+        }
         assert_eq!(memory.in_use(), 0);
     }
 }

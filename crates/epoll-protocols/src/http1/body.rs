@@ -1,10 +1,10 @@
 //! A request whose body comes in pieces: by length or in chunks, gathered up to a bound, or passed on. Not used when
 //! a body of known length is whole in the receive buffer: it is then read where it lies.
 
+use super::byte_set::TOKEN;
 use super::framing::{BodyLength, Framing};
 use super::limits::HttpLimits;
 use super::reject::Rejection;
-use super::response::is_token_byte;
 
 /// A request whose head is here and whose body is not.
 pub(super) struct Pending {
@@ -207,7 +207,7 @@ impl Chunked {
             _ => bounded(&mut self.trailers, limits.trailers, Rejection::TrailersTooLarge)?,
         }
         Ok(match (&self.expect, byte) {
-            (Expect::TrailerStart | Expect::TrailerName, _) if is_token_byte(byte) => Expect::TrailerName,
+            (Expect::TrailerStart | Expect::TrailerName, _) if TOKEN.contains(byte) => Expect::TrailerName,
             (Expect::TrailerName, b':') => Expect::TrailerValue,
             (Expect::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) => Expect::TrailerValue,
             (Expect::TrailerValue, b'\r') => Expect::TrailerLineFeed,

@@ -13,12 +13,15 @@ pub(super) struct Client {
     pub(super) connection: Connection,
     /// The loop forgets it before `on_close`, where unfinished answers are logged.
     pub(super) peer: Address,
-    /// What the deadline that is set is for, and since when.
+    /// What the deadline that applies is for; it is `time` after `since`.
     timed: Option<(Stage, u64)>,
     since: Timestamp,
-    /// Of a body that is coming: how long the client had at `since`, and how much had come.
-    left: Duration,
+    time: Duration,
+    /// When the loop's timer will come.
+    armed: Option<Timestamp>,
+    /// Of a body that is coming: how much had come at `since`.
     received: u64,
+    accounted: usize,
     /// Reading is paused until the answer under way is out.
     pub(super) waiting: bool,
     /// What a thread does for it, and the bytes that takes.
@@ -32,18 +35,22 @@ impl Client {
             peer,
             timed: None,
             since: now,
-            left: Duration::ZERO,
+            time: Duration::ZERO,
+            armed: None,
             received: 0,
+            accounted: 0,
             waiting: false,
             work: None,
         }
     }
 
+    /// Sees to it that the loop's timer comes by the deadline that now applies, if one does. A later one is only noted:
+    /// the timer that comes too early is [set again](Self::is_late), so a request costs no timer.
     pub(super) fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {
         // While answers wait, it is the client's turn to read, and the loop gives us none of its requests. The
         // loop's write-stall timeout watches that.
         if ctx.queued(id) > ctx.limits().output_high_water {
-            return self.clear_timer(ctx, id);
+            return self.clear_timer();
         }
         let stage = self.connection.stage();
         let timed = (stage, self.connection.answered());
@@ -52,26 +59,43 @@ impl Client {
             self.timed = Some(timed);
             self.since = ctx.now();
         }
-        let time = match stage {
-            Stage::Idle if timed.1 > 0 => config.keep_alive_timeout,
+        match stage {
+            Stage::Idle if timed.1 > 0 => self.time = config.keep_alive_timeout,
             // Before its first request a client is as slow as one that has begun and not ended it.
-            Stage::Idle | Stage::Head | Stage::Closed => config.head_timeout,
-            Stage::Body => return self.set_body_timer(ctx, id, config, changed),
-            Stage::Answering => return ctx.cancel_timer(id),
-        };
-        if changed {
-            ctx.set_timer(id, time.saturating_sub(ctx.now() - self.since));
+            Stage::Idle | Stage::Head | Stage::Closed => self.time = config.head_timeout,
+            Stage::Body => self.note_body(ctx.now(), config, changed),
+            Stage::Answering => return self.clear_timer(),
+        }
+        self.arm(ctx, id);
+    }
+
+    /// The loop's timer has come: whether the client is late. If not, the timer is set again.
+    pub(super) fn is_late(&mut self, ctx: &mut Ctx, id: ConnId) -> bool {
+        self.armed = None;
+        if self.timed.is_none() {
+            return false;
+        }
+        if ctx.now() >= self.since + self.time {
+            return true;
+        }
+        self.arm(ctx, id);
+        false
+    }
+
+    fn arm(&mut self, ctx: &mut Ctx, id: ConnId) {
+        let deadline = self.since + self.time;
+        if self.armed.is_none_or(|armed| deadline < armed) {
+            self.armed = Some(deadline);
+            ctx.set_timer(id, deadline - ctx.now());
         }
     }
 
-    fn set_body_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig, begins: bool) {
+    fn note_body(&mut self, now: Timestamp, config: &HttpConfig, begins: bool) {
         let received = self.connection.body_received();
-        let left =
-            if begins { config.body_timeout } else { self.left.saturating_sub(ctx.now() - self.since) };
-        self.left = config.body_time(left, received.saturating_sub(self.received));
+        let left = if begins { config.body_timeout } else { self.time.saturating_sub(now - self.since) };
+        self.time = config.body_time(left, received.saturating_sub(self.received));
         self.received = received;
-        self.since = ctx.now();
-        ctx.set_timer(id, self.left);
+        self.since = now;
     }
 
     /// Bytes of heap that are held for it.
@@ -79,13 +103,22 @@ impl Client {
         self.connection.held() + self.work.as_ref().map_or(0, |(_, bytes)| *bytes)
     }
 
-    pub(super) fn clear_timer(&mut self, ctx: &mut Ctx, id: ConnId) {
+    /// Counts that against the loop's memory.
+    pub(super) fn account(&mut self, ctx: &mut Ctx, id: ConnId) {
+        let held = self.held();
+        if held != self.accounted {
+            self.accounted = held;
+            ctx.account(id, held);
+        }
+    }
+
+    /// No deadline applies.
+    pub(super) const fn clear_timer(&mut self) {
         self.timed = None;
-        ctx.cancel_timer(id);
     }
 
     pub(super) fn wait(&mut self, ctx: &mut Ctx, id: ConnId) {
-        self.clear_timer(ctx, id);
+        self.clear_timer();
         self.waiting = true;
         ctx.pause_reading(id);
     }

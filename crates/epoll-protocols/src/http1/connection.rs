@@ -7,17 +7,17 @@ use epoll_reactor::FileSlice;
 
 use super::blocking::BlockingJob;
 use super::body::Pending;
+use super::byte_set::TOKEN;
 use super::encode::{CONTINUE, Persistence, Terms};
 use super::exchange::{Exchange, Next, Progress, Stage};
 use super::framing::{BodyLength, Framing, framing};
 use super::output::Output;
-use super::parse::{as_http11, find_head_end, header_slots, parse_head};
+use super::parse::{as_http11, find_head_end, header_slots, parse_good_head, parse_head};
 use super::reject::Rejection;
 use super::request::Request;
-use super::response::is_token_byte;
 use super::sending::Sending;
 use super::service::{BodyMode, RequestId, Service};
-use answering::Asked;
+use answering::{Asked, Owed};
 
 mod answering;
 
@@ -31,18 +31,6 @@ pub struct Connection {
     draining: bool,
     owed: Owed,
     answered: u64,
-}
-
-/// The exchange whose end the service is to be told. It is told of it, and no more, whichever callback panics: this
-/// outlives the phase, and is settled before the call.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Owed {
-    #[default]
-    Nothing,
-    /// That of the request being received, whose body is streamed.
-    Request,
-    /// That of the last request for which the service was called.
-    Answer,
 }
 
 enum Phase {
@@ -332,18 +320,33 @@ impl Connection {
                 return Ok((0, Flow::Stop(Next::MoreInput)));
             }
             // Told now, since a client that does not speak HTTP will never end its head.
-            [first, ..] if !is_token_byte(*first) => return Err(Rejection::NotHttp),
+            [first, ..] if !TOKEN.contains(*first) => return Err(Rejection::NotHttp),
             _ => {}
+        }
+        if searched == 0 {
+            let mut slots = header_slots();
+            if let Some((end, request)) = parse_good_head(input, &mut slots, exchange.limits) {
+                let (head, after) = input.split_at_checked(end).unwrap_or((input, &[]));
+                let (used, flow) = self.request(head, request, after, exchange)?;
+                return Ok((end + used, flow));
+            }
         }
         let Some(end) = find_head_end(input, searched, exchange.limits.head)? else {
             self.phase = Phase::Head { searched: input.len(), blank_lines };
             return Ok((0, Flow::Stop(Next::MoreInput)));
         };
         let (head, after) = input.split_at_checked(end).unwrap_or((input, &[]));
-        let (used, flow) = match self.request(head, after, exchange) {
-            Err(Rejection::NewerMinorVersion) => self.request(&as_http11(head), after, exchange)?,
-            result => result?,
+        let as_read;
+        let mut slots = header_slots();
+        let mut slots_again = header_slots();
+        let (head, request) = match parse_head(head, &mut slots, exchange.limits) {
+            Err(Rejection::NewerMinorVersion) => {
+                as_read = as_http11(head);
+                (as_read.as_slice(), parse_head(&as_read, &mut slots_again, exchange.limits)?)
+            }
+            result => (head, result?),
         };
+        let (used, flow) = self.request(head, request, after, exchange)?;
         Ok((end + used, flow))
     }
 
@@ -351,11 +354,10 @@ impl Connection {
     fn request<S: Service, O: Output>(
         &mut self,
         head: &[u8],
+        request: Request<'_>,
         after: &[u8],
         exchange: &mut Exchange<'_, S, O>,
     ) -> Result<(usize, Flow), Rejection> {
-        let mut slots = header_slots();
-        let request = parse_head(head, &mut slots, exchange.limits)?;
         let framing = framing(&request)?;
         let request = Request { id: self.request_id(exchange), client: exchange.client, ..request };
         if framing.body == BodyLength::Known(0) {

@@ -1,6 +1,7 @@
 //! What the fields of a head say about the message: how long its body is, whether the connection stays, what
 //! the client expects first. Not the reading of that body: see `body`.
 
+use super::byte_set::REG_NAME;
 use super::encode::Persistence;
 use super::reject::Rejection;
 use super::request::{Request, Version};
@@ -165,11 +166,9 @@ pub(super) fn is_authority(value: &[u8]) -> bool {
         }
         after.get(1..).unwrap_or_default()
     } else {
-        let (name, port) = value.split_at(memchr::memchr(b':', value).unwrap_or(value.len()));
-        if !name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=".contains(byte)) {
-            return false;
-        }
-        port
+        // A name can be empty, and what ends it is no part of one.
+        let name = value.iter().position(|byte| !REG_NAME.contains(*byte)).unwrap_or(value.len());
+        value.get(name..).unwrap_or_default()
     };
     match port.split_first() {
         None => true,

@@ -15,6 +15,7 @@ use std::time::UNIX_EPOCH;
 use epoll_reactor::Address;
 
 use super::body::Pending;
+use super::byte_set::TOKEN;
 use super::connection::Connection;
 use super::date::DateHeader;
 use super::encode::{CONTINUE, Persistence};
@@ -24,7 +25,7 @@ use super::limits::HttpLimits;
 use super::parse::{find_head_end, header_slots, parse_head};
 use super::reject::Rejection;
 use super::request::{Request, Version};
-use super::response::{Response, is_token_byte};
+use super::response::Response;
 use crate::fuzzing::cut;
 
 /// However a connection's input is cut, and however little output it may write at a time, what comes of it is the same.
@@ -67,12 +68,12 @@ pub fn http_head(data: &[u8]) {
 
     let mut slots = header_slots();
     let Ok(request) = parse_head(head, &mut slots, &limits) else { return };
-    assert!(!request.method.is_empty() && request.method.bytes().all(is_token_byte));
+    assert!(!request.method.is_empty() && TOKEN.contains_all(request.method.as_bytes()));
     assert!(!request.target.is_empty() && request.target.len() <= limits.target);
     assert!(request.target.bytes().all(|byte| !byte.is_ascii_control() && !matches!(byte, b' ' | b'#')));
     assert!(request.headers.len() <= limits.headers);
     for header in request.headers {
-        assert!(!header.name.is_empty() && header.name.bytes().all(is_token_byte), "{:?}", header.name);
+        assert!(!header.name.is_empty() && TOKEN.contains_all(header.name.as_bytes()), "{:?}", header.name);
         assert!(!header.value.iter().any(|byte| matches!(byte, b'\r' | b'\n' | b'\0')), "{}", header.name);
     }
     let understood = framing(&request);

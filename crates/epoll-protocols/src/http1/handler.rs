@@ -173,8 +173,8 @@ impl<S: Service> Http<S> {
         while let Some(what) = next {
             next = self.follow_once(ctx, id, what);
         }
-        if let Some(client) = self.clients.get(id) {
-            ctx.account(id, client.held());
+        if let Some(client) = self.clients.get_mut(id) {
+            client.account(ctx, id);
         }
     }
 
@@ -188,7 +188,7 @@ impl<S: Service> Http<S> {
                 client.set_timer(ctx, id, &self.config);
             }
             Next::OutputFull => {
-                client.clear_timer(ctx, id);
+                client.clear_timer();
                 ctx.pause_until_drained(id);
             }
             Next::Wait => {
@@ -373,7 +373,9 @@ impl<S: Service> Handler for Http<S> {
     }
 
     fn on_timer(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut ()) {
-        self.go_on(ctx, id, |connection, exchange| Some(connection.request_timeout(exchange)));
+        if self.clients.get_mut(id).is_some_and(|client| client.is_late(ctx, id)) {
+            self.go_on(ctx, id, |connection, exchange| Some(connection.request_timeout(exchange)));
+        }
     }
 
     fn on_message(&mut self, ctx: &mut Ctx, message: Self::Message) {

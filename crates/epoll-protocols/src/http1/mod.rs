@@ -42,6 +42,7 @@
 mod answers;
 mod blocking;
 mod body;
+mod byte_set;
 mod client;
 mod config;
 mod connection;

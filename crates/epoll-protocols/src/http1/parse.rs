@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use epoll_reactor::Address;
 use httparse::Header;
 
+use super::byte_set::has_no_bare_line_feed;
 use super::framing::is_authority;
 use super::limits::{HttpLimits, MAX_HEADERS};
 use super::reject::Rejection;
@@ -57,14 +58,39 @@ pub(super) fn parse_head<'h, 'b: 'h>(
     slots: &'h mut HeaderSlots<'b>,
     limits: &HttpLimits,
 ) -> Result<Request<'h>, Rejection> {
+    match parse(head, slots, limits)? {
+        Some((length, request)) if length == head.len() => Ok(request),
+        // One of the two has found another end of the head than the other.
+        _ => Err(Rejection::Header),
+    }
+}
+
+/// The same for a good head that `input` begins with, and its length: one pass instead of two. `None` if anything is
+/// not as it should be, or not there yet, for [`find_head_end`] and [`parse_head`] to say what.
+pub(super) fn parse_good_head<'h, 'b: 'h>(
+    input: &'b [u8],
+    slots: &'h mut HeaderSlots<'b>,
+    limits: &HttpLimits,
+) -> Option<(usize, Request<'h>)> {
+    let (length, request) = parse(input, slots, limits).ok()??;
+    let head = input.get(..length).filter(|head| head.len() <= limits.head && has_no_bare_line_feed(head))?;
+    debug_assert_eq!(find_head_end(input, 0, limits.head), Ok(Some(head.len())), "the same end, found twice");
+    Some((length, request))
+}
+
+/// What httparse takes for a head at the front of `input`; `None` if it is not all there.
+fn parse<'h, 'b: 'h>(
+    input: &'b [u8],
+    slots: &'h mut HeaderSlots<'b>,
+    limits: &HttpLimits,
+) -> Result<Option<(usize, Request<'h>)>, Rejection> {
     let slots = slots.get_mut(..limits.headers.min(MAX_HEADERS)).unwrap_or_default();
     let mut parsed = httparse::Request::new(&mut []);
-    match parsed.parse_with_uninit_headers(head, slots) {
-        Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        // One of the two has found another end of the head than the other.
-        Ok(_) => return Err(Rejection::Header),
-        Err(error) => return Err(classify(error, head)),
-    }
+    let length = match parsed.parse_with_uninit_headers(input, slots) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(classify(error, input)),
+    };
     let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
         return Err(Rejection::RequestLine);
     };
@@ -80,7 +106,9 @@ pub(super) fn parse_head<'h, 'b: 'h>(
     }
     let version = if minor == 0 { Version::Http10 } else { Version::Http11 };
     let id = RequestId { connection: 0, number: 0 };
-    Ok(Request { method, target, version, headers: parsed.headers, body: &[], id, client: &NOBODY })
+    let request =
+        Request { method, target, version, headers: parsed.headers, body: &[], id, client: &NOBODY };
+    Ok(Some((length, request)))
 }
 
 fn classify(error: httparse::Error, head: &[u8]) -> Rejection {
@@ -118,7 +146,7 @@ pub(super) fn as_http11(head: &[u8]) -> Vec<u8> {
 /// RFC 9112 section 3.2: origin or absolute form, asterisk form for OPTIONS, and authority form for CONNECT and
 /// nobody else. A fragment is no part of any.
 fn is_target(method: &str, target: &str) -> bool {
-    if target.contains('#') {
+    if target.as_bytes().contains(&b'#') {
         return false;
     }
     if method == "CONNECT" {

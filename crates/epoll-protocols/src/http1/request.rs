@@ -49,9 +49,11 @@ impl<'a> Request<'a> {
     /// `OPTIONS *`.
     #[must_use]
     pub fn path(&self) -> &'a str {
-        match self.path_and_query().split('?').next() {
-            None | Some("") => "/",
-            Some(path) => path,
+        let target = self.path_and_query();
+        match target.bytes().position(|byte| byte == b'?').and_then(|end| target.get(..end)).unwrap_or(target)
+        {
+            "" => "/",
+            path => path,
         }
     }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use epoll_reactor::FileSlice;
 
 use super::Request;
+use super::byte_set::{TOKEN, is_field_value};
 
 /// What a service answers: `200` with no fields and no body until it says otherwise.
 ///
@@ -109,15 +110,16 @@ impl Response {
     /// nothing a client sent, put into a value, can start a new line.
     pub fn header(&mut self, name: &str, value: impl AsRef<[u8]>) -> Result<(), HeaderError> {
         let value = value.as_ref();
-        if name.is_empty() || !name.bytes().all(is_token_byte) {
+        if name.is_empty() || !TOKEN.contains_all(name.as_bytes()) {
             return Err(HeaderError::Name);
         }
         if RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(name)) {
             return Err(HeaderError::Reserved);
         }
-        if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') {
+        if !is_field_value(value) {
             return Err(HeaderError::Value);
         }
+        self.fields.reserve(name.len() + value.len() + 4);
         for part in [name.as_bytes(), b": ", value, b"\r\n"] {
             self.fields.extend_from_slice(part);
         }
@@ -265,28 +267,6 @@ impl Response {
             buffer.shrink_to(RETAINED);
         }
     }
-}
-
-/// Whether `byte` is a `tchar` (RFC 9110 section 5.6.2): may stand in a method or a field name.
-pub(super) const fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(
-            byte,
-            b'!' | b'#'
-                | b'$'
-                | b'%'
-                | b'&'
-                | b'\''
-                | b'*'
-                | b'+'
-                | b'-'
-                | b'.'
-                | b'^'
-                | b'_'
-                | b'`'
-                | b'|'
-                | b'~'
-        )
 }
 
 impl fmt::Debug for Response {

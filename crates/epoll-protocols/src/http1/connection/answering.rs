@@ -12,7 +12,19 @@ use super::super::request::{Request, Version};
 use super::super::response::Body;
 use super::super::sending::{Sending, Step};
 use super::super::service::{Answered, BodyFlow, RequestId, Service};
-use super::{Connection, Deferred, Flow, Owed, Phase};
+use super::{Connection, Deferred, Flow, Phase};
+
+/// The exchange whose end the service is to be told. It is told of it, and no more, whichever callback panics: this
+/// outlives the phase, and is settled before the call.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Owed {
+    #[default]
+    Nothing,
+    /// That of the request being received, whose body is streamed.
+    Request,
+    /// That of the last request for which the service was called.
+    Answer,
+}
 
 impl Connection {
     /// Has the service answer a request that is whole.

@@ -1,0 +1,94 @@
+//! Sets of bytes as tables, so that a check costs one load a byte. Which bytes a rule allows is said by the RFC at each
+//! set.
+
+/// Some of the 256 bytes.
+pub(super) struct ByteSet([bool; 256]);
+
+/// `tchar`, RFC 9110 section 5.6.2: what methods and field names are made of.
+pub(super) static TOKEN: ByteSet = ByteSet::alphanumeric_and(b"!#$%&'*+-.^_`|~");
+
+/// What a `reg-name` is made of, RFC 3986 section 3.2.2: unreserved, sub-delims, and the sign of percent-encoding.
+pub(super) static REG_NAME: ByteSet = ByteSet::alphanumeric_and(b"-._~%!$&'()*+,;=");
+
+impl ByteSet {
+    #[expect(clippy::indexing_slicing, reason = "done by the compiler, which would say so")]
+    const fn alphanumeric_and(marks: &[u8]) -> Self {
+        let mut set = [false; 256];
+        let mut byte = 0_u8;
+        while byte < 128 {
+            set[byte as usize] = byte.is_ascii_alphanumeric();
+            byte += 1;
+        }
+        let mut position = 0;
+        while position < marks.len() {
+            set[marks[position] as usize] = true;
+            position += 1;
+        }
+        Self(set)
+    }
+
+    pub(super) fn contains(&self, byte: u8) -> bool {
+        self.0.get(usize::from(byte)).copied().unwrap_or(false)
+    }
+
+    pub(super) fn contains_all(&self, bytes: &[u8]) -> bool {
+        bytes.iter().all(|byte| self.contains(*byte))
+    }
+}
+
+/// Whether every LF of `head` stands behind a CR. Looks at all of it, 16 bytes at a time.
+pub(super) fn has_no_bare_line_feed(head: &[u8]) -> bool {
+    let bare = |before: &[u8], bytes: &[u8]| {
+        before
+            .iter()
+            .zip(bytes)
+            .fold(false, |bare, (before, byte)| bare | ((*byte == b'\n') & (*before != b'\r')))
+    };
+    let (blocks, rest) = head.get(1..).unwrap_or_default().as_chunks::<16>();
+    let (blocks_before, rest_before) =
+        head.get(..head.len().saturating_sub(1)).unwrap_or_default().as_chunks::<16>();
+    let in_blocks =
+        blocks_before.iter().zip(blocks).fold(false, |any, (before, block)| any | bare(before, block));
+    !(in_blocks | bare(rest_before, rest)) && head.first() != Some(&b'\n')
+}
+
+/// Whether `value` can stand behind a field's name (RFC 9110 section 5.5): no control byte but tab.
+pub(super) fn is_field_value(value: &[u8]) -> bool {
+    let bad = value.iter().fold(0_u8, |bad, byte| {
+        bad | (u8::from(*byte < b' ') & u8::from(*byte != b'\t')) | u8::from(*byte == 0x7f)
+    });
+    bad == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sets_have_what_the_rules_list() {
+        for byte in 0..=u8::MAX {
+            let character = char::from(byte);
+            let letter = character.is_ascii_alphanumeric();
+            assert_eq!(TOKEN.contains(byte), letter || "!#$%&'*+-.^_`|~".contains(character), "{byte}");
+            assert_eq!(REG_NAME.contains(byte), letter || "-._~%!$&'()*+,;=".contains(character), "{byte}");
+            assert_eq!(is_field_value(&[b'a', byte]), byte == b'\t' || !byte.is_ascii_control(), "{byte}");
+        }
+        assert!(TOKEN.contains_all(b"M-SEARCH") && !TOKEN.contains_all(b"M SEARCH"));
+    }
+
+    #[test]
+    fn a_bare_line_feed_is_noticed_wherever_it_is() {
+        for length in 1..80 {
+            for position in 0..length {
+                let mut head = vec![b'a'; length];
+                assert!(has_no_bare_line_feed(&head));
+                head[position] = b'\n';
+                assert!(!has_no_bare_line_feed(&head), "{position} of {length}");
+                if position > 0 {
+                    head[position - 1] = b'\r';
+                    assert!(has_no_bare_line_feed(&head), "{position} of {length}");
+                }
+            }
+        }
+    }
+}
