@@ -26,9 +26,6 @@ fn room_on<K: Kernel>(kernel: K, config: BroadcastConfig, limits: Limits) -> Roo
     Server::on(kernel, Broadcast::new(config), limits)
 }
 
-/// Ten bytes as they are received: `[Client_1] xxxxxxxx` and a newline are 20.
-const LINE: &[u8] = b"xxxxxxxx\n";
-
 /// All that was sent reaches those that read all the time, and nobody is disconnected.
 fn all_receive<K: Kernel>(room: &mut Room<K>, receivers: &mut [Client], expected: &[u8]) {
     room.until("all lines for all", |_| {

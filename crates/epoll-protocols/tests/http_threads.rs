@@ -47,6 +47,8 @@ enum Message {
     WakeAll,
     /// Answers what was put off, and panics.
     AnswerAndPanic,
+    /// Answers the last job's request before its thread does.
+    AnswerEarly,
 }
 
 impl Service for Threads {
@@ -57,6 +59,7 @@ impl Service for Threads {
         let slice = FileSlice { file: self.file.clone(), offset: 0, length };
         match request.path() {
             "/job" | "/file-job" => {
+                self.later = Some(request.id());
                 let gate = self.gate.clone();
                 response.run_blocking(move |request, response| {
                     gate.1.fetch_add(1, Ordering::SeqCst);
@@ -95,6 +98,11 @@ impl Service for Threads {
     fn on_message(&mut self, message: Message, responder: &mut Responder<'_>) {
         match message {
             Message::WakeAll => self.streams.borrow().iter().for_each(|id| responder.wake(*id)),
+            Message::AnswerEarly => {
+                let mut response = Response::new();
+                response.set_status(504);
+                responder.respond(self.later.unwrap(), response);
+            }
             Message::AnswerAndPanic => {
                 let mut response = Response::new();
                 response.set_body(b"late");
@@ -218,13 +226,57 @@ fn a_job_whose_client_has_gone_is_not_begun_and_makes_room() {
     leaves.reset();
     drop(leaves);
     bench.site.until("the client to be gone", |site| site.reactor.ctx().connections() == 1);
+    // There is its place, though the thread is where it was.
+    let mut third = bench.asks("/job");
+    for client in [&mut first, &mut third] {
+        bench.permits.send(()).unwrap();
+        assert_eq!(bench.answer(client).status, 200);
+    }
+    assert_eq!(bench.begun.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn nothing_is_kept_for_clients_that_have_gone_however_long_the_threads_take() {
+    let content = vec![b'x'; 1 << 20];
+    let mut bench = bench(1, 1000, &content);
+    let mut first = bench.asks("/job");
+    bench.until_begun(1);
+    let before = Arc::strong_count(&bench.file);
+    // A job holds what it was given, and a file that is not in memory waits for a thread.
+    for target in ["/file-job", "/file"] {
+        if target == "/file" && !bench.forget(&[]) {
+            continue;
+        }
+        for _ in 0..20 {
+            let leaves = bench.asks(target);
+            leaves.reset();
+            drop(leaves);
+            bench.site.until("the client to be gone", |site| site.reactor.ctx().connections() == 1);
+        }
+        assert_eq!(Arc::strong_count(&bench.file), before, "{target}");
+    }
     bench.permits.send(()).unwrap();
     assert_eq!(bench.answer(&mut first).status, 200);
+}
+
+#[test]
+fn an_answer_that_comes_before_the_thread_s_costs_the_next_job_nothing() {
+    let mut bench = bench(1, 10, b"");
+    let mut client = bench.asks("/job");
+    bench.until_begun(1);
+    assert!(bench.remote.send(Message::AnswerEarly.into()).is_ok());
+    assert_eq!(bench.answer(&mut client).status, 504);
+    // So that the next one waits when the first is done.
+    let mut other = bench.asks("/job");
+    client.push(get("/job").as_bytes());
+    bench.site.settle();
     bench.permits.send(()).unwrap();
-    // That of the one who left comes before it in the queue.
-    let mut third = bench.asks("/job");
-    assert_eq!(bench.answer(&mut third).status, 200);
-    assert_eq!(bench.begun.load(Ordering::SeqCst), 2);
+    bench.until_begun(2);
+    bench.site.until("the first to be heard of", |site| site.reactor.ctx().counters().messages >= 2);
+    for client in [&mut other, &mut client] {
+        bench.permits.send(()).unwrap();
+        assert_eq!(bench.answer(client).status, 200);
+    }
 }
 
 #[test]

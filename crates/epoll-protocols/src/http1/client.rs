@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use epoll_reactor::{Address, ConnId, Ctx, Timestamp};
 
-use super::blocking::Wanted;
+use super::pool::Place;
 use super::{Connection, HttpConfig, Stage};
 
 /// The state of one client.
@@ -24,8 +24,8 @@ pub(super) struct Client {
     accounted: usize,
     /// Reading is paused until the answer under way is out.
     pub(super) waiting: bool,
-    /// What a thread does for it, and the bytes that takes.
-    pub(super) work: Option<(Wanted, usize)>,
+    /// What a thread does for it, or is to do.
+    pub(super) work: Option<Place>,
 }
 
 impl Client {
@@ -100,7 +100,7 @@ impl Client {
 
     /// Bytes of heap that are held for it.
     pub(super) fn held(&self) -> usize {
-        self.connection.held() + self.work.as_ref().map_or(0, |(_, bytes)| *bytes)
+        self.connection.held() + self.work.as_ref().map_or(0, |place| place.held)
     }
 
     /// Counts that against the loop's memory.

@@ -29,7 +29,7 @@ pub struct HttpConfig {
     /// in the page cache. They are started when first needed, at least one.
     pub blocking_threads: usize,
     /// Answers that may wait for a thread. Beyond it the answer is 503. A file that is being sent always has its place
-    /// among them; and what was to be done for a client that has gone is not begun.
+    /// among them. What was to be done for a client that has gone is forgotten, unless a thread is at it.
     pub blocking_queue: usize,
 }
 

@@ -14,8 +14,9 @@ use epoll_reactor::{
 use log::Level;
 
 use super::answers::Answers;
-use super::blocking::{BlockingJob, Done, Finished, Pool, Wanted, warm};
+use super::blocking::BlockingJob;
 use super::client::Client;
+use super::pool::{Done, Finished, Pool, warm};
 use super::responder::{Action, Responder};
 use super::{Connection, DateHeader, Exchange, HttpConfig, Next, Progress, RequestId, Response, Service};
 
@@ -214,12 +215,12 @@ impl<S: Service> Http<S> {
 
     /// Has a job run; what follows if that is done already.
     fn start_job(&mut self, ctx: &mut Ctx, id: ConnId, job: BlockingJob) -> Option<Next> {
-        let (number, held, wanted) = (job.id().number, job.held(), Wanted::default());
+        let number = job.id().number;
         let response = match self.pool() {
             Ok(None) => job.run(),
-            Ok(Some(pool)) => match pool.try_answer(job, &wanted) {
-                Ok(()) => {
-                    self.clients.get_mut(id)?.work = Some((wanted, held));
+            Ok(Some(pool)) => match pool.try_answer(job) {
+                Ok(place) => {
+                    self.clients.get_mut(id)?.work = Some(place);
                     return None;
                 }
                 Err(_) => overloaded(),
@@ -235,9 +236,8 @@ impl<S: Service> Http<S> {
 
     fn start_warming(&mut self, ctx: &mut Ctx, id: ConnId, slice: &FileSlice) -> Option<Next> {
         if let Ok(Some(pool)) = self.pool() {
-            let wanted = Wanted::default();
-            pool.warm(id.as_u64(), slice.clone(), &wanted);
-            self.clients.get_mut(id)?.work = Some((wanted, 0));
+            let place = pool.warm(id.as_u64(), slice.clone());
+            self.clients.get_mut(id)?.work = Some(place);
             return None;
         }
         // There is no other thread, and the answer has begun and has to go on.
@@ -246,40 +246,37 @@ impl<S: Service> Http<S> {
     }
 
     /// The threads, if there are to be any.
-    fn pool(&mut self) -> io::Result<Option<&mut Pool>> {
+    fn pool(&mut self) -> io::Result<Option<&Pool>> {
         if let Blocking::Ready(finished) = &self.blocking {
             let HttpConfig { blocking_threads, blocking_queue, .. } = self.config;
             self.blocking = Blocking::Started(Pool::start(blocking_threads, blocking_queue, finished)?);
         }
-        match &mut self.blocking {
+        match &self.blocking {
             Blocking::Started(pool) => Ok(Some(pool)),
             Blocking::Here | Blocking::Ready(_) => Ok(None),
         }
     }
 
     fn on_done(&mut self, ctx: &mut Ctx, done: Done) {
-        if let Blocking::Started(pool) = &mut self.blocking {
-            pool.note(&done);
+        let (number, connection) = match &done {
+            Done::Answer(number, id, _) => (*number, id.connection),
+            Done::Warmed(number, connection) => (*number, *connection),
+        };
+        let id = ConnId::from_u64(connection);
+        let Some(client) = self.clients.get_mut(id) else { return };
+        // Another task may be its present one, if the service has answered before the thread could.
+        if client.work.take_if(|place| place.number == number).is_none() {
+            return;
         }
+        client.account(ctx, id);
         match done {
-            Done::Answer(id, response) => {
-                self.forget_work(id.connection);
+            Done::Answer(_, id, response) => {
                 self.actions.push_back(Action { id, response: Some(Box::new(response)) });
                 self.act(ctx);
             }
-            Done::Warmed(connection) => {
-                self.forget_work(connection);
-                self.go_on(ctx, ConnId::from_u64(connection), |connection, exchange| {
-                    Some(connection.warmed(exchange))
-                });
+            Done::Warmed(..) => {
+                self.go_on(ctx, id, |connection, exchange| Some(connection.warmed(exchange)));
             }
-            Done::Unwanted => {}
-        }
-    }
-
-    fn forget_work(&mut self, connection: u64) {
-        if let Some(client) = self.clients.get_mut(ConnId::from_u64(connection)) {
-            client.work = None;
         }
     }
 

@@ -57,6 +57,7 @@ mod handler;
 mod limits;
 mod output;
 mod parse;
+mod pool;
 mod reject;
 mod request;
 mod responder;
