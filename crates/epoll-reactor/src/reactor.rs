@@ -225,7 +225,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.register_signals(signals, OnSignal::Tell)
     }
 
-    /// A way in for other threads.
+    /// A way in for other threads. Start those after [`drain_on_signals`](Self::drain_on_signals), or they take the
+    /// signals, which then end the program.
     #[must_use]
     pub fn remote(&self) -> Remote<H::Message, K> {
         self.remote.clone()

@@ -62,9 +62,11 @@ fn what_is_shared_counts_once_for_all_and_64_bytes_for_each_until_the_last_has_i
     drop(line);
     assert_eq!(harness.ctx().buffered(), 0);
     let mut roomy = Vec::with_capacity(10_000);
-    roomy.push(b'x');
+    roomy.extend([b'x'; 65]);
     let roomy = harness.ctx().share(roomy);
-    assert_eq!((roomy.len(), harness.ctx().buffered()), (1, 10_000), "what is held, not what is used of it");
+    assert_eq!((roomy.len(), harness.ctx().buffered()), (65, 10_000), "what is held, not what is used of it");
+    // What is short is copied to each, and shared by none.
+    assert_eq!((harness.ctx().share(vec![b'x'; 64]).len(), harness.ctx().buffered()), (64, 10_000));
 }
 
 #[test]

@@ -18,8 +18,8 @@ macro_rules! signals {
         "\
 Signals: \
 SIGINT or SIGTERM stops accepting, lets clients have what is on its way to them, and exits when all have ended \
-or --grace has passed. A second one exits at once. SIGHUP has the file of --access-log (`http`) opened anew; without one \
-it ends the server at once, as it does most programs."
+or --grace has passed. A second one exits at once. SIGHUP has the file of --access-log (`http`) opened anew; without a \
+file, also with `-`, it ends the server at once, as it does most programs."
     };
 }
 
@@ -196,7 +196,8 @@ pub(crate) struct HttpFlags {
 
     /// Serve the files beneath this directory
     ///
-    /// `index.html` stands for its directory, `FILE.br`, `FILE.zst` and `FILE.gz` for FILE where the client takes them.
+    /// `index.html` stands for its directory, `FILE.br`, `FILE.zst` and `FILE.gz` for FILE where the client takes them and
+    /// they are not older than it.
     /// Nothing outside of it is served, whatever links say, and nothing whose name begins with a dot.
     #[arg(long, value_name = "DIR", help_heading = "Files (--root)")]
     pub(crate) root: Option<PathBuf>,
@@ -207,10 +208,11 @@ pub(crate) struct HttpFlags {
 
     /// Write a line for each request to this file, or to standard output if it is `-`
     ///
-    /// In the combined format, with times in UTC. Requests that were none have `-` for what was asked. The 503 of a client
-    /// that --max-connections or --max-connections-per-client left no room for has no line. SIGHUP has the file opened anew, for logrotate: rename it, then send the signal; no line is
-    /// lost. Lines are dropped, and counted in the log, when the disk does not keep up: clients never wait for it. Of a
-    /// FIFO the start waits for a reader.
+    /// In the combined format, with times in UTC, about a second late. Requests that were none have `-` for what was asked.
+    /// The bytes of an answer that was broken off are those handed to the kernel. The 503 of a client that
+    /// --max-connections or --max-connections-per-client left no room for has no line. SIGHUP has the file opened anew,
+    /// for logrotate: rename it, then send the signal; no line is lost. Lines are dropped, and counted in the log, when
+    /// the disk does not keep up: clients never wait for it. Of a FIFO the start waits for a reader.
     #[arg(long, value_name = "FILE")]
     pub(crate) access_log: Option<PathBuf>,
 

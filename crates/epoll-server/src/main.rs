@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use epoll_protocols::http1::Http;
 use epoll_protocols::{Broadcast, Echo};
-use epoll_reactor::{Signal, Stopped, block_signals, raise_open_file_limit};
+use epoll_reactor::{Limits, Signal, Stopped, block_signals, raise_open_file_limit};
 
 use crate::access_log::Destination;
 use crate::options::{Options, Protocol};
@@ -89,7 +89,10 @@ fn open_as_many_files_as_allowed(connections: usize) {
     if let Ok(limit) = raised
         && limit.now < needed
     {
-        ::log::warn!(
+        // Somebody has asked for so many; the default is only the most that could be.
+        let asked_for = connections != Limits::default().connections;
+        ::log::log!(
+            if asked_for { ::log::Level::Warn } else { ::log::Level::Info },
             "open files: the limit of {} is less than the {needed} that --max-connections {connections} needs",
             limit.now
         );

@@ -50,7 +50,8 @@ pub trait Service {
     }
 
     /// There is room for more of a body begun with [`Response::stream`]: at its start, whenever what was written
-    /// before has gone out, and after [`Responder::wake`]. Writing nothing is fine; somebody then has to wake it. By
+    /// before has gone out, and after [`Responder::wake`]. Writing nothing is fine; somebody then has to wake it. So write
+    /// what is new and no more: as long as something is written, the call is made again as fast as the client reads. By
     /// default the body ends. Not called where no body is sent, as to `HEAD`.
     fn write_body(&mut self, id: RequestId, body: &mut BodyWriter<'_>) {
         let _ = id;
