@@ -408,8 +408,8 @@ mod tests {
         let rows = [
             ("epoll-server --line-limit 2KiB --receiver-limit 2KiB", ["--receiver-limit", "--line-limit"]),
             ("epoll-server --memory-limit 1KiB", ["--memory-limit", "1024"]),
-            ("epoll-server --receiver-limit 300MiB", ["--receiver-limit (314572800", "above 268435392,"]),
-            ("epoll-server --receiver-limit 16EiB", ["--receiver-limit (1844", "above 268435392,"]),
+            ("epoll-server --receiver-limit 300MiB", ["--receiver-limit (314572800", "above 268435328,"]),
+            ("epoll-server --receiver-limit 16EiB", ["--receiver-limit (1844", "above 268435328,"]),
             ("epoll-server http --body-limit 1GiB", ["--body-limit (1073741824", "above 268365824,"]),
             ("epoll-server --line-limit 99EiB", ["--receiver-limit", "--line-limit"]),
         ];
@@ -427,7 +427,7 @@ mod tests {
             "epoll-server --receiver-limit 16EiB --memory-limit 16EiB --line-limit 1EiB",
             "epoll-server http --head-limit 64 --body-limit 0",
             "epoll-server http --body-limit 268365824",
-            "epoll-server --receiver-limit 268435392",
+            "epoll-server --receiver-limit 268435328",
             "epoll-server http --head-limit 1EiB --body-limit 1EiB --memory-limit 16EiB",
             "epoll-server http --head-limit 100 --target-limit 16EiB",
             "epoll-server echo --memory-limit 4MiB --max-connections 1 --grace 100000000days",
