@@ -49,7 +49,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                     || connection.drain_due
                     || connection.again
                 {
-                    self.flush(id);
+                    // What was sent to it in this turn leaves at the end, in one write with what is still to come.
+                    if !connection.in_dirty {
+                        self.flush(id);
+                    }
                     self.call_on_drain(id);
                     self.deliver_tail(id);
                 }

@@ -23,11 +23,31 @@ pub(crate) struct Sends {
     pub(crate) held_back: Cell<bool>,
     /// Set: the time stands still there.
     pub(crate) clock: Cell<Option<Timestamp>>,
+    /// How often each call was made that the loop lives on.
+    pub(crate) calls: Cell<Calls>,
     /// Where the pieces given to the kernel lay, and how long they were.
     pub(crate) pieces: RefCell<Vec<(usize, usize)>>,
 }
 
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Calls {
+    pub(crate) wait: usize,
+    pub(crate) accept: usize,
+    pub(crate) add: usize,
+    pub(crate) recv: usize,
+    /// One buffer or several.
+    pub(crate) send: usize,
+    /// All others that concern a connection.
+    pub(crate) other: usize,
+}
+
 impl Sends {
+    fn count(&self, count: impl FnOnce(&mut Calls)) {
+        let mut calls = self.calls.get();
+        count(&mut calls);
+        self.calls.set(calls);
+    }
+
     /// From now on the loop's time only moves when it is told to.
     pub(crate) fn stop_clock(&self) {
         self.clock.set(Some(Linux::new().unwrap().now()));
@@ -52,6 +72,7 @@ impl Kernel for Watched {
     type Fd = OwnedFd;
 
     fn send(&self, socket: &OwnedFd, data: &[u8]) -> Result<usize, Errno> {
+        self.sends.count(|calls| calls.send += 1);
         if self.sends.held_back.get() {
             return Err(Errno::EAGAIN);
         }
@@ -60,6 +81,7 @@ impl Kernel for Watched {
     }
 
     fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>], then: Then) -> Result<usize, Errno> {
+        self.sends.count(|calls| calls.send += 1);
         if self.sends.held_back.get() {
             return Err(Errno::EAGAIN);
         }
@@ -68,6 +90,7 @@ impl Kernel for Watched {
     }
 
     fn sendfile(&self, socket: &OwnedFd, file: &File, offset: u64, count: usize) -> Result<usize, Errno> {
+        self.sends.count(|calls| calls.other += 1);
         if self.sends.held_back.get() {
             return Err(Errno::EAGAIN);
         }
@@ -83,14 +106,17 @@ impl Kernel for Watched {
     }
 
     fn add(&self, fd: &OwnedFd, interest: Interest, token: u64) -> Result<(), Errno> {
+        self.sends.count(|calls| calls.add += 1);
         self.linux.add(fd, interest, token)
     }
 
     fn delete(&self, fd: &OwnedFd) -> Result<(), Errno> {
+        self.sends.count(|calls| calls.other += 1);
         self.linux.delete(fd)
     }
 
     fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> Result<(), Errno> {
+        self.sends.count(|calls| calls.wait += 1);
         self.linux.wait(events, timeout)
     }
 
@@ -103,10 +129,12 @@ impl Kernel for Watched {
     }
 
     fn local_address(&self, socket: &OwnedFd) -> Result<Address, Errno> {
+        self.sends.count(|calls| calls.other += 1);
         self.linux.local_address(socket)
     }
 
     fn accept(&self, listener: &OwnedFd) -> Result<(OwnedFd, Address), Errno> {
+        self.sends.count(|calls| calls.accept += 1);
         self.linux.accept(listener)
     }
 
@@ -115,14 +143,17 @@ impl Kernel for Watched {
     }
 
     fn take_error(&self, socket: &OwnedFd) -> Result<Option<Errno>, Errno> {
+        self.sends.count(|calls| calls.other += 1);
         self.linux.take_error(socket)
     }
 
     fn recv(&self, socket: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+        self.sends.count(|calls| calls.recv += 1);
         self.linux.recv(socket, buffer)
     }
 
     fn shutdown_write(&self, socket: &OwnedFd) -> Result<(), Errno> {
+        self.sends.count(|calls| calls.other += 1);
         self.linux.shutdown_write(socket)
     }
 

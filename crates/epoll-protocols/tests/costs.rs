@@ -1,0 +1,176 @@
+//! What the protocols cost, in counts that hold on any machine: system calls of the loop, and allocations. Not in time:
+//! see `benchmark`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    missing_docs,
+    reason = "a panic is how a test fails"
+)]
+
+mod support;
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use allocation_counter::measure;
+use epoll_protocols::http1::{Http, HttpConfig, Request, Response};
+use epoll_protocols::{Broadcast, BroadcastConfig, Echo};
+use epoll_reactor::{Handler, Limits};
+use support::kernel::{Calls, Sends, Watched};
+use support::{Client, Server};
+
+struct Costs<H: Handler> {
+    server: Server<H, Watched>,
+    sends: Rc<Sends>,
+}
+
+/// What a turn came to.
+#[derive(Debug, PartialEq, Eq)]
+struct Cost {
+    allocations: u64,
+    calls: Calls,
+}
+
+impl<H: Handler> Costs<H> {
+    fn of(handler: H, limits: Limits) -> Self {
+        let kernel = Watched::new();
+        let sends = kernel.sends.clone();
+        // What the test notes is not to be counted.
+        sends.pieces.borrow_mut().reserve(1 << 20);
+        Self { server: Server::on(kernel, handler, limits), sends }
+    }
+
+    fn join(&mut self, clients: usize) -> Vec<Client> {
+        let joined = (0..clients).map(|_| self.server.join()).collect();
+        self.server.settle();
+        joined
+    }
+
+    /// Of one turn, for which everything is there.
+    fn turn(&mut self) -> Cost {
+        self.sends.calls.set(Calls::default());
+        let allocations = measure(|| self.server.turn(Duration::from_secs(10))).count_total;
+        Cost { allocations, calls: self.sends.calls.get() }
+    }
+
+    /// Of the turn that answers `request`, once everything has its buffers.
+    fn exchange(&mut self, request: &[u8], answer: usize) -> Cost {
+        let mut client = self.join(1).remove(0);
+        let mut cost = None;
+        for _ in 0..5 {
+            client.push(request);
+            cost = Some(self.turn());
+            self.server.until("the answer", |_| {
+                client.pull(1 << 16);
+                client.len() >= answer
+            });
+            assert_eq!(client.skip(usize::MAX), answer);
+            self.server.settle();
+            assert_eq!(self.server.reactor.ctx().buffered(), 0, "an idle connection has no buffers");
+        }
+        cost.unwrap()
+    }
+}
+
+/// One read, one write, and one wait for all connections that are ready.
+const FREE: Cost =
+    Cost { allocations: 0, calls: Calls { wait: 1, accept: 0, add: 0, recv: 1, send: 1, other: 0 } };
+
+fn service(request: &Request<'_>, response: &mut Response) {
+    response.header("Content-Type", "text/plain").unwrap();
+    match request.path() {
+        "/echo" => response.set_body(request.body()),
+        _ => response.set_static_body(b"Hello, World!"),
+    }
+}
+
+fn http() -> Costs<Http<fn(&Request<'_>, &mut Response)>> {
+    let config = HttpConfig::default();
+    let limits = config.limits(Limits::default());
+    Costs::of(Http::new(service as fn(&Request<'_>, &mut Response), config), limits)
+}
+
+/// The status line, `Date`, `Content-Length`, the type and the empty line.
+fn answer_length(body: usize) -> usize {
+    17 + 37 + format!("Content-Length: {body}\r\n").len() + 26 + 2 + body
+}
+
+#[test]
+fn a_request_costs_one_read_one_write_and_no_allocation() {
+    let get = "GET /hello HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
+    let browser = "GET /hello?q=1 HTTP/1.1\r\nHost: example.org\r\nConnection: keep-alive\r\nsec-ch-ua: \"A\";v=\"1\"\r\n\
+        sec-ch-ua-mobile: ?0\r\nUpgrade-Insecure-Requests: 1\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n\
+        Accept: text/html,application/xhtml+xml\r\nSec-Fetch-Site: none\r\nSec-Fetch-Mode: navigate\r\n\
+        Accept-Encoding: gzip, deflate, br\r\nAccept-Language: en\r\nCookie: a=b; c=d\r\n\r\n";
+    let post = format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1024\r\n\r\n{:1024}", "");
+    for (request, answer) in [
+        (get.to_owned(), answer_length(13)),
+        (browser.to_owned(), answer_length(13)),
+        (get.repeat(16), 16 * answer_length(13)),
+        (post, answer_length(1024)),
+    ] {
+        assert_eq!(http().exchange(request.as_bytes(), answer), FREE, "{request}");
+    }
+}
+
+#[test]
+fn an_echo_costs_one_read_one_write_and_no_allocation() {
+    for length in [1, 64, 16 * 1024] {
+        let cost = Costs::of(Echo, Limits::default()).exchange(&vec![b'x'; length], length);
+        assert_eq!(cost, FREE, "{length} bytes");
+    }
+}
+
+#[test]
+fn a_new_connection_costs_an_accept_and_a_registration() {
+    let mut costs = http();
+    let _others = costs.join(3);
+    let _waiting = std::net::TcpStream::connect(costs.server.address).unwrap();
+    let Cost { calls, .. } = costs.turn();
+    // The second accept says that there are no more.
+    assert_eq!(calls, Calls { wait: 1, accept: 2, add: 1, ..Calls::default() });
+}
+
+/// The turn in which `senders` of some clients have said `said` each; everybody hears all but its own.
+fn broadcast(clients: usize, senders: usize, said: &str) -> Cost {
+    let config = BroadcastConfig::default();
+    let limits = config.limits(Limits::default());
+    let mut costs = Costs::of(Broadcast::new(config), limits);
+    let mut clients = costs.join(clients);
+    let mut cost = None;
+    for _ in 0..5 {
+        for sender in &mut clients[..senders] {
+            sender.push(said.as_bytes());
+        }
+        cost = Some(costs.turn());
+        costs.server.settle();
+        for client in &mut clients {
+            while client.pull(1 << 16) > 0 {}
+            client.skip(usize::MAX);
+        }
+    }
+    cost.unwrap()
+}
+
+#[test]
+fn a_line_costs_one_write_a_receiver_however_many_are_said_in_a_turn() {
+    for (clients, senders, burst) in [(10, 1, 1), (50, 1, 16), (50, 4, 1), (50, 4, 16)] {
+        let Cost { calls, .. } = broadcast(clients, senders, &"a line\n".repeat(burst));
+        // Who speaks alone hears nothing.
+        let receivers = if senders == 1 { clients - 1 } else { clients };
+        let expected = Calls { wait: 1, recv: senders, send: receivers, ..Calls::default() };
+        assert_eq!(calls, expected, "{senders} of {clients}, {burst} lines");
+    }
+}
+
+#[test]
+fn the_allocations_for_a_line_do_not_depend_on_how_many_receive_it() {
+    for receivers in [10, 50, 100] {
+        assert_eq!(broadcast(1 + receivers, 1, "a short line\n").allocations, 0, "{receivers}");
+        // Its bytes, and what counts who still needs them.
+        let long = format!("{:1000}\n", "");
+        assert_eq!(broadcast(1 + receivers, 1, &long).allocations, 2, "{receivers}");
+    }
+}
