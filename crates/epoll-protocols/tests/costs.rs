@@ -86,10 +86,12 @@ fn service(request: &Request<'_>, response: &mut Response) {
     }
 }
 
-fn http() -> Costs<Http<fn(&Request<'_>, &mut Response)>> {
+type Answer = fn(&Request<'_>, &mut Response);
+
+fn http() -> Costs<Http<Answer>> {
     let config = HttpConfig::default();
     let limits = config.limits(Limits::default());
-    Costs::of(Http::new(service as fn(&Request<'_>, &mut Response), config), limits)
+    Costs::of(Http::new(service as Answer, config), limits)
 }
 
 /// The status line, `Date`, `Content-Length`, the type and the empty line.

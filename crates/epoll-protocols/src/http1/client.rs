@@ -13,19 +13,18 @@ pub(super) struct Client {
     pub(super) connection: Connection,
     /// The loop forgets it before `on_close`, where unfinished answers are logged.
     pub(super) peer: Address,
-    /// What the deadline that applies is for; it is `time` after `since`.
+    /// What the deadline that applies is for.
     timed: Option<(Stage, u64)>,
-    since: Timestamp,
-    time: Duration,
+    deadline: Timestamp,
     /// When the loop's timer will come.
     armed: Option<Timestamp>,
-    /// Of a body that is coming: how much had come at `since`.
+    /// Of a body that is coming: how much of it `deadline` knows of.
     received: u64,
     accounted: usize,
     /// Reading is paused until the answer under way is out.
     pub(super) waiting: bool,
     /// What a thread does for it, or is to do.
-    pub(super) work: Option<Place>,
+    pub(super) work: Option<Box<Place>>,
 }
 
 impl Client {
@@ -34,8 +33,7 @@ impl Client {
             connection: Connection::new(),
             peer,
             timed: None,
-            since: now,
-            time: Duration::ZERO,
+            deadline: now,
             armed: None,
             received: 0,
             accounted: 0,
@@ -57,15 +55,16 @@ impl Client {
         let changed = self.timed != Some(timed);
         if changed {
             self.timed = Some(timed);
-            self.since = ctx.now();
         }
-        match stage {
-            Stage::Idle if timed.1 > 0 => self.time = config.keep_alive_timeout,
-            // Before its first request a client is as slow as one that has begun and not ended it.
-            Stage::Idle | Stage::Head | Stage::Closed => self.time = config.head_timeout,
-            Stage::Body => self.note_body(ctx.now(), config, changed),
+        let time = match stage {
             Stage::Answering => return self.clear_timer(),
-        }
+            Stage::Body => self.body_time(ctx.now(), config, changed),
+            _ if !changed => return,
+            Stage::Idle if timed.1 > 0 => config.keep_alive_timeout,
+            // Before its first request a client is as slow as one that has begun and not ended it.
+            Stage::Idle | Stage::Head | Stage::Closed => config.head_timeout,
+        };
+        self.deadline = ctx.now() + time;
         self.arm(ctx, id);
     }
 
@@ -75,7 +74,7 @@ impl Client {
         if self.timed.is_none() {
             return false;
         }
-        if ctx.now() >= self.since + self.time {
+        if ctx.now() >= self.deadline {
             return true;
         }
         self.arm(ctx, id);
@@ -83,19 +82,17 @@ impl Client {
     }
 
     fn arm(&mut self, ctx: &mut Ctx, id: ConnId) {
-        let deadline = self.since + self.time;
-        if self.armed.is_none_or(|armed| deadline < armed) {
-            self.armed = Some(deadline);
-            ctx.set_timer(id, deadline - ctx.now());
+        if self.armed.is_none_or(|armed| self.deadline < armed) {
+            self.armed = Some(self.deadline);
+            ctx.set_timer(id, self.deadline - ctx.now());
         }
     }
 
-    fn note_body(&mut self, now: Timestamp, config: &HttpConfig, begins: bool) {
+    /// How long the client may be silent in the middle of a body.
+    fn body_time(&mut self, now: Timestamp, config: &HttpConfig, begins: bool) -> Duration {
         let received = self.connection.body_received();
-        let left = if begins { config.body_timeout } else { self.time.saturating_sub(now - self.since) };
-        self.time = config.body_time(left, received.saturating_sub(self.received));
-        self.received = received;
-        self.since = now;
+        let left = if begins { config.body_timeout } else { self.deadline - now };
+        config.body_time(left, received.saturating_sub(std::mem::replace(&mut self.received, received)))
     }
 
     /// Bytes of heap that are held for it.

@@ -220,7 +220,7 @@ impl<S: Service> Http<S> {
             Ok(None) => job.run(),
             Ok(Some(pool)) => match pool.try_answer(job) {
                 Ok(place) => {
-                    self.clients.get_mut(id)?.work = Some(place);
+                    self.clients.get_mut(id)?.work = Some(Box::new(place));
                     return None;
                 }
                 Err(_) => overloaded(),
@@ -237,7 +237,7 @@ impl<S: Service> Http<S> {
     fn start_warming(&mut self, ctx: &mut Ctx, id: ConnId, slice: &FileSlice) -> Option<Next> {
         if let Ok(Some(pool)) = self.pool() {
             let place = pool.warm(id.as_u64(), slice.clone());
-            self.clients.get_mut(id)?.work = Some(place);
+            self.clients.get_mut(id)?.work = Some(Box::new(place));
             return None;
         }
         // There is no other thread, and the answer has begun and has to go on.
