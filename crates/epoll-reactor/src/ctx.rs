@@ -260,7 +260,10 @@ impl Ctx {
         let at = self.now() + delay.max(Duration::from_nanos(1));
         if let Some(connection) = self.connections.get_mut(id.0).filter(|connection| connection.is_live()) {
             connection.timer = Some(at);
-            self.arm(id);
+            // Moved back, as by each request of a client, it costs no more than this: see `timers.rs`.
+            if connection.armed.is_none_or(|armed| at < armed) {
+                self.arm(id);
+            }
         }
     }
 

@@ -16,8 +16,6 @@ pub(super) struct Client {
     /// What the deadline that applies is for.
     timed: Option<(Stage, u64)>,
     deadline: Timestamp,
-    /// When the loop's timer will come.
-    armed: Option<Timestamp>,
     /// Of a body that is coming: how much of it `deadline` knows of.
     received: u64,
     accounted: usize,
@@ -34,7 +32,6 @@ impl Client {
             peer,
             timed: None,
             deadline: now,
-            armed: None,
             received: 0,
             accounted: 0,
             waiting: false,
@@ -42,13 +39,11 @@ impl Client {
         }
     }
 
-    /// Sees to it that the loop's timer comes by the deadline that now applies, if one does. A later one is only noted:
-    /// the timer that comes too early is [set again](Self::is_late), so a request costs no timer.
     pub(super) fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {
         // While answers wait, it is the client's turn to read, and the loop gives us none of its requests. The
         // loop's write-stall timeout watches that.
         if ctx.queued(id) > ctx.limits().output_high_water {
-            return self.clear_timer();
+            return self.clear_timer(ctx, id);
         }
         let stage = self.connection.stage();
         let timed = (stage, self.connection.answered());
@@ -57,7 +52,7 @@ impl Client {
             self.timed = Some(timed);
         }
         let time = match stage {
-            Stage::Answering => return self.clear_timer(),
+            Stage::Answering => return self.clear_timer(ctx, id),
             Stage::Body => self.body_time(ctx.now(), config, changed),
             _ if !changed => return,
             Stage::Idle if timed.1 > 0 => config.keep_alive_timeout,
@@ -65,27 +60,7 @@ impl Client {
             Stage::Idle | Stage::Head | Stage::Closed => config.head_timeout,
         };
         self.deadline = ctx.now() + time;
-        self.arm(ctx, id);
-    }
-
-    /// The loop's timer has come: whether the client is late. If not, the timer is set again.
-    pub(super) fn is_late(&mut self, ctx: &mut Ctx, id: ConnId) -> bool {
-        self.armed = None;
-        if self.timed.is_none() {
-            return false;
-        }
-        if ctx.now() >= self.deadline {
-            return true;
-        }
-        self.arm(ctx, id);
-        false
-    }
-
-    fn arm(&mut self, ctx: &mut Ctx, id: ConnId) {
-        if self.armed.is_none_or(|armed| self.deadline < armed) {
-            self.armed = Some(self.deadline);
-            ctx.set_timer(id, self.deadline - ctx.now());
-        }
+        ctx.set_timer(id, time);
     }
 
     /// How long the client may be silent in the middle of a body.
@@ -110,12 +85,13 @@ impl Client {
     }
 
     /// No deadline applies.
-    pub(super) const fn clear_timer(&mut self) {
+    pub(super) fn clear_timer(&mut self, ctx: &mut Ctx, id: ConnId) {
         self.timed = None;
+        ctx.cancel_timer(id);
     }
 
     pub(super) fn wait(&mut self, ctx: &mut Ctx, id: ConnId) {
-        self.clear_timer();
+        self.clear_timer(ctx, id);
         self.waiting = true;
         ctx.pause_reading(id);
     }

@@ -189,7 +189,7 @@ impl<S: Service> Http<S> {
                 client.set_timer(ctx, id, &self.config);
             }
             Next::OutputFull => {
-                client.clear_timer();
+                client.clear_timer(ctx, id);
                 ctx.pause_until_drained(id);
             }
             Next::Wait => {
@@ -370,9 +370,7 @@ impl<S: Service> Handler for Http<S> {
     }
 
     fn on_timer(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut ()) {
-        if self.clients.get_mut(id).is_some_and(|client| client.is_late(ctx, id)) {
-            self.go_on(ctx, id, |connection, exchange| Some(connection.request_timeout(exchange)));
-        }
+        self.go_on(ctx, id, |connection, exchange| Some(connection.request_timeout(exchange)));
     }
 
     fn on_message(&mut self, ctx: &mut Ctx, message: Self::Message) {
