@@ -151,8 +151,9 @@ impl Budget {
     }
 }
 
-/// What the buffer for putting lines together may keep; one long line must not be paid for ever after.
-const SCRATCH_KEPT: usize = 4 * 1024;
+/// What the buffer for putting lines together may keep: any line of the usual limit, which is not to be paid for each
+/// time; one that is longer, not for ever after.
+const SCRATCH_KEPT: usize = 64 * 1024 + 64;
 
 /// The line as receivers get it.
 fn compose(message: &mut Vec<u8>, number: u64, line: &[u8]) {

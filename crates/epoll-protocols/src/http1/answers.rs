@@ -43,22 +43,18 @@ impl Output for Answers<'_> {
 }
 
 /// Of how many bytes of a file one is asked for, to see whether it is in memory.
-const PROBED: u64 = 64 * 1024;
+const PROBED: usize = 64 * 1024;
 
 /// Whether `slice` can be had without waiting for the disk, as far as a few questions tell: one about each [`PROBED`]
 /// bytes, and one about the last. `draw` says which page of them, so that nobody can know what to have read to make a
 /// file look as if it were in memory. Whatever goes wrong shows when the file is sent.
 fn is_cached(slice: &FileSlice, draw: u64) -> bool {
     const PAGE: u64 = 4096;
+    const PAGES: u64 = PROBED as u64 / PAGE;
     let end = slice.offset.saturating_add(slice.length);
-    let within = draw % (PROBED / PAGE) * PAGE;
+    let within = draw % PAGES * PAGE;
     let is_cached = |at| read_cached(&slice.file, &mut [0], at) != Err(Errno::EAGAIN);
-    let mut block = slice.offset;
-    while block < end {
-        if !is_cached((block + within).min(end - 1)) {
-            return false;
-        }
-        block = block.saturating_add(PROBED);
-    }
-    is_cached(end.saturating_sub(1))
+    let last = end.saturating_sub(1);
+    let each = (slice.offset..end).step_by(PROBED).map(|block| block.saturating_add(within));
+    each.take_while(|at| *at < last).chain([last]).all(is_cached)
 }

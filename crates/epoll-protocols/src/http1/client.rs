@@ -18,7 +18,6 @@ pub(super) struct Client {
     deadline: Timestamp,
     /// Of a body that is coming: how much of it `deadline` knows of.
     received: u64,
-    accounted: usize,
     /// Reading is paused until the answer under way is out.
     pub(super) waiting: bool,
     /// What a thread does for it, or is to do.
@@ -33,7 +32,6 @@ impl Client {
             timed: None,
             deadline: now,
             received: 0,
-            accounted: 0,
             waiting: false,
             work: None,
         }
@@ -73,15 +71,6 @@ impl Client {
     /// Bytes of heap that are held for it.
     pub(super) fn held(&self) -> usize {
         self.connection.held() + self.work.as_ref().map_or(0, |place| place.held)
-    }
-
-    /// Counts that against the loop's memory.
-    pub(super) fn account(&mut self, ctx: &mut Ctx, id: ConnId) {
-        let held = self.held();
-        if held != self.accounted {
-            self.accounted = held;
-            ctx.account(id, held);
-        }
     }
 
     /// No deadline applies.

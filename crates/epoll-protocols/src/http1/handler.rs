@@ -174,8 +174,8 @@ impl<S: Service> Http<S> {
         while let Some(what) = next {
             next = self.follow_once(ctx, id, what);
         }
-        if let Some(client) = self.clients.get_mut(id) {
-            client.account(ctx, id);
+        if let Some(client) = self.clients.get(id) {
+            ctx.account(id, client.held());
         }
     }
 
@@ -268,7 +268,7 @@ impl<S: Service> Http<S> {
         if client.work.take_if(|place| place.number == number).is_none() {
             return;
         }
-        client.account(ctx, id);
+        ctx.account(id, client.held());
         match done {
             Done::Answer(_, id, response) => {
                 self.actions.push_back(Action { id, response: Some(Box::new(response)) });
