@@ -186,6 +186,11 @@ impl Server {
         self.wait()
     }
 
+    /// Its process, and the loop's thread.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()

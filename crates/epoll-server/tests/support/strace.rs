@@ -51,10 +51,27 @@ pub struct Record(Vec<String>);
 impl Traced {
     pub fn start(faults: &[Fault], arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = command(&directory, faults, arguments);
+        let command = command(&directory, faults, arguments);
+        Self::run(command, directory)
+    }
+
+    /// Nothing fails, and the record has every call there is.
+    pub fn watch(arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let command = traced(&directory, "all", &[], arguments);
+        Self::run(command, directory)
+    }
+
+    fn run(mut command: Command, directory: TempDir) -> Self {
         command.args(["--listen", "127.0.0.1:0"]);
         let server = Server::run(command, 1);
         Self { descriptors: server.descriptors(), server, directory }
+    }
+
+    /// What the loop's thread has called so far.
+    pub fn loop_record(&self) -> Record {
+        let thread = format!("{} ", self.server.id());
+        read_if(&self.directory, |line| line.starts_with(&thread))
     }
 
     /// What has been called so far. The server is stopped at each call until it is written down.
@@ -99,6 +116,17 @@ impl Record {
         self.0[self.0.len().saturating_sub(count)..].join("\n")
     }
 
+    /// The calls from the first that tells of `start` up to the first behind it that tells of `end`: from one mark that a
+    /// client has sent to another.
+    pub fn between(&self, start: &str, end: &str) -> &[String] {
+        let place = |from: usize, mark: &str| {
+            let found = self.0[from..].iter().position(|line| line.contains(mark));
+            from + found.unwrap_or_else(|| panic!("no {mark:?} in\n{}", self.0.join("\n")))
+        };
+        let first = place(0, start);
+        &self.0[first..place(first + 1, end)]
+    }
+
     fn of(&self, call: &str) -> impl Iterator<Item = &String> {
         let start = format!("{call}(");
         self.0.iter().filter(move |line| line.starts_with(&start))
@@ -108,7 +136,7 @@ impl Record {
 /// Runs the server to its end with the `number`th call of its life failing.
 pub fn start_up(call: &str, error: &str, number: usize) -> (Ended, Record) {
     let directory = tempfile::tempdir().unwrap();
-    let mut command = traced(&directory, &[format!("{call}:error={error}:when={number}")], &["echo"]);
+    let mut command = traced(&directory, TRACED, &[format!("{call}:error={error}:when={number}")], &["echo"]);
     command
         .args(["--listen", "127.0.0.1:0"])
         .stdin(Stdio::null())
@@ -134,13 +162,13 @@ fn command(directory: &TempDir, faults: &[Fault], arguments: &[&str]) -> Command
             format!("{call}:error={error}:when={when}")
         })
         .collect();
-    traced(directory, &injections, arguments)
+    traced(directory, TRACED, &injections, arguments)
 }
 
-fn traced(directory: &TempDir, injections: &[String], arguments: &[&str]) -> Command {
+fn traced(directory: &TempDir, calls: &str, injections: &[String], arguments: &[&str]) -> Command {
     let mut command = Command::new("strace");
     command.args(["-D", "-f", "-qq", "-o"]).arg(directory.path().join("record"));
-    command.args(["-e", &format!("trace={TRACED}"), "-e", "signal=none"]);
+    command.args(["-e", &format!("trace={calls}"), "-e", "signal=none"]);
     for injection in injections {
         command.args(["-e", &format!("inject={injection}")]);
     }
@@ -154,7 +182,7 @@ fn calls_to_start(call: &str, arguments: &[&str]) -> usize {
     let mut records = RECORDS.lock().unwrap_or_else(PoisonError::into_inner);
     let record = records.entry(arguments.join(" ")).or_insert_with(|| {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = traced(&directory, &[], arguments);
+        let mut command = traced(&directory, TRACED, &[], arguments);
         command.args(["--listen", "127.0.0.1:0"]);
         let _server = Server::run(command, 1);
         let mut record = read(&directory);
@@ -166,11 +194,15 @@ fn calls_to_start(call: &str, arguments: &[&str]) -> usize {
 }
 
 fn read(directory: &TempDir) -> Record {
+    read_if(directory, |_| true)
+}
+
+fn read_if(directory: &TempDir, wanted: impl Fn(&&str) -> bool) -> Record {
     let text = fs::read(directory.path().join("record")).unwrap();
     // Each line begins with the number of the thread.
     let without_number =
         |line: &str| line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ').to_owned();
-    Record(String::from_utf8_lossy(&text).lines().map(without_number).collect())
+    Record(String::from_utf8_lossy(&text).lines().filter(wanted).map(without_number).collect())
 }
 
 /// Whether faults can be injected here; says so if not. On CI they must be: a suite that skips everything passes.
