@@ -32,14 +32,21 @@ pub(crate) struct Broadcast {
 
 struct Sender {
     id: ConnId,
+    /// Lines it has said, without those that are there to see who is served.
+    said: u64,
     /// Deliveries that its last lines still want.
     missing: u64,
 }
+
+/// Of the option --senders.
+const MOST_SENDERS: usize = 9;
 
 #[derive(Default)]
 pub(crate) struct Client {
     receives: bool,
     reached: bool,
+    /// Lines that have come from each sender.
+    heard: [u64; MOST_SENDERS],
 }
 
 impl Broadcast {
@@ -62,7 +69,7 @@ impl Broadcast {
     }
 
     fn publish(&mut self, ctx: &mut Ctx, sender: usize, mark: u8, lines: u32) {
-        let Some(Sender { id, missing }) = self.senders.get_mut(sender) else { return };
+        let Some(Sender { id, said, missing }) = self.senders.get_mut(sender) else { return };
         let nanoseconds = self.record.base.elapsed().as_nanos();
         self.text.clear();
         for _ in 0..lines {
@@ -77,6 +84,7 @@ impl Broadcast {
             self.text.extend_from_slice(if self.redis { b"\r\n" } else { b"\n" });
         }
         if mark != PROBE {
+            *said += u64::from(lines);
             *missing = u64::from(lines) * u64::from(self.receivers);
         }
         if let SendOutcome::OverLimit(_) = ctx.send(*id, &self.text) {
@@ -105,18 +113,24 @@ impl Broadcast {
                 sum.wrapping_mul(10).wrapping_add(u64::from(digit.wrapping_sub(b'0')))
             })
         });
+        if rest.iter().skip(20).any(|byte| *byte != b'x') {
+            return self.record.fail("a line has other bytes than were sent");
+        }
         let took = now.duration_since(self.record.base).saturating_sub(Duration::from_nanos(time));
         let sender = usize::from(digit.wrapping_sub(b'0'));
-        match self.senders.get_mut(sender) {
-            Some(from) if from.missing > 0 => {
-                from.missing -= 1;
-                let all = from.missing == 0;
-                self.record.count(now, took);
-                if all {
-                    self.publish(ctx, sender, b'@', self.burst);
-                }
-            }
-            _ => self.record.fail("a line came more often than it was sent"),
+        let (Some(from), Some(heard)) = (self.senders.get_mut(sender), client.heard.get_mut(sender)) else {
+            return self.record.fail("a line of a sender that there is not");
+        };
+        *heard += 1;
+        // Of each receiver: if one hears a line twice and another does not, the sum is right.
+        if *heard > from.said || from.missing == 0 {
+            return self.record.fail("a line came more often than it was sent");
+        }
+        from.missing -= 1;
+        let all = from.missing == 0;
+        self.record.count(took);
+        if all && self.record.running {
+            self.publish(ctx, sender, b'@', self.burst);
         }
     }
 }
@@ -129,6 +143,10 @@ impl Load for Broadcast {
     fn is_ready(&self) -> bool {
         self.reached == self.receivers
     }
+
+    fn under_way(&self) -> u64 {
+        self.senders.iter().map(|sender| sender.missing).sum()
+    }
 }
 
 impl Handler for Broadcast {
@@ -138,7 +156,7 @@ impl Handler for Broadcast {
     fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, client: &mut Client) {
         self.opened += 1;
         if self.senders.len() < self.number_of_senders {
-            self.senders.push(Sender { id, missing: 0 });
+            self.senders.push(Sender { id, said: 0, missing: 0 });
         } else {
             client.receives = true;
             if self.redis {
