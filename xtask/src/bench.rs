@@ -4,6 +4,7 @@
 mod chart;
 mod check;
 mod counted;
+mod disturbance;
 mod report;
 mod servers;
 mod stats;
@@ -11,16 +12,16 @@ mod workloads;
 mod wrk;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::process::{Server, is_installed, output, root, target};
+use crate::process::{Cores, Server, cores, guarded, is_installed, root, target};
+use disturbance::undisturbed;
 use report::{Absent, Outcome, Report, Rounds};
-use servers::{Entry, Servers, Service};
+use servers::{Entry, Profile, Servers, Service};
 use workloads::{Bench, Workload};
 
 #[derive(Args, Debug, Default)]
@@ -29,10 +30,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Times each server is measured; the median counts. What fits into ten minutes, with --seconds, if not given
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
     /// Seconds of load in each round
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: Option<u32>,
     /// Only this server and the floor, one round of a second, no instructions: about a minute
     #[arg(long)]
@@ -43,7 +44,10 @@ pub(crate) struct Options {
     /// Install what is not there, by apt-get and pip
     #[arg(long)]
     install: bool,
-    /// Where to write the results; benchmark/results for a run of everything, target/bench/results otherwise
+    /// Measure nothing: build all servers without optimization, and see that each gives the right answers
+    #[arg(long, conflicts_with_all = ["rounds", "seconds", "against", "out"])]
+    check: bool,
+    /// Where to write the results; benchmark/results for a run without other options, target/bench/results otherwise
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
 }
@@ -54,27 +58,74 @@ const BUDGET: f64 = 560.0;
 pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
     let begun = Instant::now();
     let mut wanted = select(options)?;
-    require()?;
+    let cores = require()?;
     let directory = target()?.join("bench");
     std::fs::create_dir_all(&directory)?;
+    // What is written while it runs is this run's own, and goes with it.
+    let scratch = tempfile::Builder::new().prefix("run-").tempdir_in(&directory)?;
     let building = ProgressBar::new_spinner();
-    let progress = |what: &str| {
-        building.set_message(what.to_owned());
-        building.tick();
-    };
+    building.enable_steady_tick(Duration::from_millis(100));
+    let progress = |what: &str| building.set_message(what.to_owned());
     if options.install {
-        servers::install(&progress)?;
+        servers::install(&progress);
     }
     let services: Vec<Service> = wanted.iter().map(|workload| workload.service).collect();
     if services.contains(&Service::Files) {
         servers::write_files(&directory)?;
+        std::os::unix::fs::symlink(directory.join("www"), scratch.path().join("www"))?;
     }
-    let against = options.against.as_deref();
-    let servers = servers::prepare(&directory, &services, options.quick, against, &progress)?;
+    let servers = servers::prepare(
+        &directory,
+        &servers::Wanted {
+            services: &services,
+            profile: if options.check { Profile::Dev } else { Profile::Release },
+            few: options.quick,
+            against: options.against.as_deref(),
+        },
+        &progress,
+    )?;
+    if options.check {
+        building.finish_and_clear();
+        return check_all(&wanted, &servers, cores, scratch.path(), out);
+    }
     progress("building the load");
-    let loader = build_loader()?;
+    let loader = servers::build(Profile::Release, "bench-load")?;
     building.finish_and_clear();
 
+    let absent = leave_out(&mut wanted, &servers);
+    for Absent { name, reason } in &absent {
+        writeln!(out, "skipped: {name}: {reason}")?;
+    }
+    let plan = Plan::new(&wanted, &servers, BUDGET - begun.elapsed().as_secs_f64(), options);
+    let Plan { rounds, seconds, .. } = plan;
+    writeln!(out, "{rounds} rounds of {seconds} s; this will take about {}\n", in_words(plan.estimate))?;
+    out.flush()?;
+
+    let mut report = Report::new(rounds as usize, u64::from(seconds), cores);
+    report.absent = absent;
+    let time = Duration::from_secs(u64::from(seconds));
+    let bench = Bench { directory: scratch.path(), cores, loader: &loader, time };
+    let bar = bar(plan.steps);
+    for workload in &wanted {
+        let rounds = if workload.is_timed() { rounds } else { 1 };
+        let outcome = Outcome::new(workload, measure(&bench, workload, &servers.entries, rounds, &bar));
+        bar.suspend(|| writeln!(out, "{} ({})\n{}", workload.title, workload.name, outcome.table()))?;
+        out.flush()?;
+        report.workloads.push(outcome);
+    }
+    bar.finish_and_clear();
+    let results = options.results(&directory);
+    report.write(&results)?;
+    writeln!(
+        out,
+        "{}; the report is {}",
+        in_words(begun.elapsed().as_secs_f64()),
+        results.join("report.md").display()
+    )
+}
+
+/// Takes what cannot be measured at all out of `wanted`; what is left out, and why.
+fn leave_out(wanted: &mut Vec<Workload>, servers: &Servers) -> Vec<Absent> {
     let mut absent: Vec<Absent> = Vec::new();
     absent.extend(
         servers.absent.iter().map(|(name, reason)| Absent { name: name.clone(), reason: reason.clone() }),
@@ -87,43 +138,73 @@ pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
         }
         _ => true,
     });
-    for Absent { name, reason } in &absent {
-        writeln!(out, "skipped: {name}: {reason}")?;
+    for workload in wanted.iter() {
+        absent.extend(servers.entries.iter().filter_map(|entry| {
+            let reason = workload.missing(entry)?.to_owned();
+            Some(Absent { name: format!("{} under {}", entry.name, workload.name), reason })
+        }));
     }
-    let plan = Plan::new(&wanted, &servers, BUDGET - begun.elapsed().as_secs_f64(), options);
-    let Plan { rounds, seconds, .. } = plan;
-    writeln!(out, "{rounds} rounds of {seconds} s; this will take about {}\n", in_words(plan.estimate))?;
-    out.flush()?;
+    absent
+}
 
-    let mut report = Report::new(rounds as usize, u64::from(seconds));
-    report.absent = absent;
-    let bench =
-        Bench { directory: &directory, loader: &loader, time: Duration::from_secs(u64::from(seconds)) };
-    let bar = bar(plan.steps);
-    for workload in &wanted {
-        let rounds = if workload.is_timed() { rounds } else { 1 };
-        let outcome = Outcome::new(workload, measure(&bench, workload, &servers.entries, rounds, &bar));
-        bar.suspend(|| writeln!(out, "{} ({})\n{}", workload.title, workload.name, outcome.table()))?;
-        out.flush()?;
-        report.workloads.push(outcome);
+impl Options {
+    /// Where the results go. Those in benchmark/results are of runs that can be compared.
+    fn results(&self, directory: &Path) -> PathBuf {
+        let is_plain = self.only.is_empty()
+            && !self.quick
+            && self.against.is_none()
+            && self.rounds.is_none()
+            && self.seconds.is_none();
+        let usual = if is_plain { root().join("benchmark/results") } else { directory.join("results") };
+        self.out.clone().unwrap_or(usual)
     }
-    bar.finish_and_clear();
-    let whole = options.only.is_empty() && !options.quick;
-    let results = options
-        .out
-        .clone()
-        .unwrap_or_else(|| if whole { root().join("benchmark/results") } else { directory.join("results") });
-    report.write(&results)?;
-    writeln!(
-        out,
-        "{}; the report is {}",
-        in_words(begun.elapsed().as_secs_f64()),
-        results.join("report.md").display()
-    )
+}
+
+/// Starts each server for each workload, and says whether it answers as it should, or why it was not asked.
+///
+/// # Errors
+/// One answers wrong, or does not start or build. On CI one is not installed, but for uvloop, which only pip has: a check
+/// that skips everything passes.
+fn check_all(
+    wanted: &[Workload],
+    servers: &Servers,
+    cores: Cores,
+    scratch: &Path,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let bench = Bench { directory: scratch, cores, loader: Path::new(""), time: Duration::ZERO };
+    let mut failed = 0;
+    for (place, workload) in wanted.iter().enumerate() {
+        // Memory and counts are of what is asked by the others too.
+        let is_alike = |other: &Workload| other.asks_as(workload);
+        if !workload.is_timed() || wanted.iter().take(place).any(is_alike) {
+            continue;
+        }
+        for entry in servers.entries.iter().filter(|entry| entry.services.contains(&workload.service)) {
+            let result = match workload.missing(entry) {
+                Some(reason) => format!("skipped: {reason}"),
+                None => match start(&bench, workload, entry) {
+                    Ok(_) => "ok".to_owned(),
+                    Err(error) => {
+                        failed += 1;
+                        format!("FAILED: {error}")
+                    }
+                },
+            };
+            writeln!(out, "{}: {}: {result}", workload.name, entry.name)?;
+        }
+    }
+    let on_ci = std::env::var_os("CI").is_some_and(|ci| !ci.is_empty());
+    for (name, reason) in &servers.absent {
+        let is_optional = reason.ends_with("is not installed") && (!on_ci || name == "uvloop");
+        failed += u32::from(!is_optional);
+        writeln!(out, "{}: {name}: {reason}", if is_optional { "skipped" } else { "FAILED" })?;
+    }
+    if failed > 0 { Err(io::Error::other(format!("{failed} checks failed"))) } else { Ok(()) }
 }
 
 /// What nothing can be measured without.
-fn require() -> io::Result<()> {
+fn require() -> io::Result<Cores> {
     // Servers inherit it: 9,000 clients are to be held.
     let _: Result<epoll_reactor::OpenFileLimit, epoll_reactor::Errno> =
         epoll_reactor::raise_open_file_limit();
@@ -132,10 +213,7 @@ fn require() -> io::Result<()> {
             return Err(io::Error::other(format!("{program} is not installed (package {package})")));
         }
     }
-    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
-        return Err(io::Error::other("it takes two cores, one for the server and one for the load"));
-    }
-    Ok(())
+    cores()
 }
 
 /// The workloads that are asked for.
@@ -156,17 +234,6 @@ fn select(options: &Options) -> io::Result<Vec<Workload>> {
         named || options.only.is_empty() && !(options.quick && is_slow)
     };
     Ok(workloads::ALL.into_iter().filter(is_wanted).collect())
-}
-
-fn build_loader() -> io::Result<PathBuf> {
-    output(Command::new(env!("CARGO")).current_dir(root()).args([
-        "build",
-        "--release",
-        "--quiet",
-        "-p",
-        "bench-load",
-    ]))?;
-    Ok(target()?.join("release/bench-load"))
 }
 
 /// How often and how long.
@@ -252,19 +319,32 @@ fn measure(
             }
         })
         .collect();
-    for round in 0..rounds {
-        for ((entry, result), slot) in takers.iter().zip(&mut results).zip(&mut running) {
+    for round in 0..rounds as usize {
+        // Another begins each time, so that none has always the same behind it.
+        for index in (0..takers.len()).map(|place| (place + round) % takers.len()) {
+            let (Some(entry), Some(result), Some(slot)) =
+                (takers.get(index), results.get_mut(index), running.get_mut(index))
+            else {
+                continue;
+            };
             let Some(server) = slot else {
                 result.samples.push(None);
                 continue;
             };
             bar.set_message(format!("{}: {}", workload.name, entry.name));
-            match bench.measure(workload, entry, server) {
+            let measured = if workload.is_timed() {
+                undisturbed(|| bench.measure(workload, entry, server))
+            } else {
+                bench.measure(workload, entry, server)
+            };
+            match measured {
                 Ok(sample) => result.samples.push(Some(sample)),
                 Err(error) => {
                     result.samples.push(None);
-                    result.failure = Some(format!("failed in round {}: {error}", round + 1));
-                    bar.inc(u64::from(rounds - round - 1));
+                    let end = server.end().ok().flatten().map(|end| format!("; {end}"));
+                    let end = end.unwrap_or_default();
+                    result.failure = Some(format!("failed in round {}: {error}{end}", round + 1));
+                    bar.inc(u64::from(rounds) - round as u64 - 1);
                     *slot = None;
                 }
             }
@@ -279,12 +359,15 @@ fn measure(
 
 /// A server that has answered right.
 fn start(bench: &Bench<'_>, workload: &Workload, entry: &Entry) -> io::Result<Server> {
-    let server = entry.start(workload.service, workload.flags(), servers::pinned(), bench.directory)?;
-    bench.check(workload, entry, &server).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => io::Error::other("no answer, or a part of one, in five seconds"),
-        _ => error,
-    })?;
-    Ok(server)
+    undisturbed(|| {
+        let command = guarded(Some(bench.cores.server));
+        let server = entry.start(workload.service, workload.flags(), command, bench.directory)?;
+        bench.check(workload, entry, &server).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::Error::other("no answer, or a part of one, in five seconds"),
+            _ => error,
+        })?;
+        Ok(server)
+    })
 }
 
 #[cfg(test)]

@@ -26,17 +26,6 @@ pub(crate) fn is_installed(program: &str, argument: &str) -> bool {
     quiet.is_ok()
 }
 
-/// Builds the release server and returns its path.
-pub(crate) fn build_server() -> io::Result<PathBuf> {
-    output(Command::new(env!("CARGO")).current_dir(root()).args([
-        "build",
-        "--release",
-        "-p",
-        "epoll-server",
-    ]))?;
-    Ok(target()?.join("release/epoll-server"))
-}
-
 /// Where builds go, as Cargo has it.
 pub(crate) fn target() -> io::Result<PathBuf> {
     match std::env::var_os("CARGO_TARGET_DIR") {
@@ -55,6 +44,32 @@ pub(crate) fn guarded(core: Option<u32>) -> Command {
         command.args(["taskset", "-c", &core.to_string()]);
     }
     command
+}
+
+/// The cores that a measurement runs on: those of the lowest numbers that this process may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cores {
+    pub(crate) server: u32,
+    pub(crate) load: u32,
+}
+
+/// # Errors
+/// There are not two.
+pub(crate) fn cores() -> io::Result<Cores> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    list.and_then(|list| first_two(list.trim()))
+        .ok_or_else(|| io::Error::other("it takes two cores, one for the server and one for the load"))
+}
+
+/// Of a list as `0-3,8`.
+fn first_two(list: &str) -> Option<Cores> {
+    let range = |range: &str| -> Option<std::ops::RangeInclusive<u32>> {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    let mut cores = list.split(',').filter_map(range).flatten();
+    Some(Cores { server: cores.next()?, load: cores.next()? })
 }
 
 /// A port that was free a moment ago, for programs that cannot choose one themselves.
@@ -106,16 +121,44 @@ impl Server {
         let child = command.spawn().map_err(|error| named(command, &error))?;
         let mut server = Self { child, port };
         let patience = Instant::now() + Duration::from_secs(15);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            if let Some(status) = server.child.try_wait()? {
-                return Err(io::Error::other(format!("it has ended: {status}")));
+        // That somebody listens there is not enough: another program may have taken the port meanwhile.
+        while TcpStream::connect(("127.0.0.1", port)).is_err() || !server.is_listening()? {
+            if let Some(end) = server.end()? {
+                return Err(io::Error::other(end));
             }
             if Instant::now() > patience {
                 return Err(io::Error::other("it does not listen"));
             }
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(1));
         }
         Ok(server)
+    }
+
+    /// How it has ended, if it has.
+    pub(crate) fn end(&mut self) -> io::Result<Option<String>> {
+        Ok(self.child.try_wait()?.map(|status| format!("it has ended: {status}")))
+    }
+
+    /// Whether one of its own sockets is the listener of its port: proc(5), /proc/net/tcp and /proc/pid/fd.
+    fn is_listening(&self) -> io::Result<bool> {
+        let sockets = std::fs::read_to_string("/proc/net/tcp")?;
+        let address = format!(":{:04X}", self.port);
+        let listeners = sockets.lines().filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            match *fields.as_slice() {
+                [_, local, _, "0A", _, _, _, _, _, inode, ..] if local.ends_with(&address) => {
+                    Some(format!("socket:[{inode}]"))
+                }
+                _ => None,
+            }
+        });
+        let listeners: Vec<String> = listeners.collect();
+        // It may have ended, and then has none.
+        let descriptors =
+            std::fs::read_dir(format!("/proc/{}/fd", self.id())).into_iter().flatten().flatten();
+        Ok(descriptors
+            .filter_map(|descriptor| std::fs::read_link(descriptor.path()).ok())
+            .any(|link| listeners.iter().any(|listener| link.as_os_str() == listener.as_str())))
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -132,9 +175,18 @@ impl Server {
         let ticks = |field: usize| after_name.split_whitespace().nth(field - 3)?.parse::<u64>().ok();
         let mut total = Duration::ZERO;
         for thread in std::fs::read_dir(format!("/proc/{}/task", self.id()))? {
-            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            total +=
-                Duration::from_nanos(text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0));
+            let thread = thread?.path();
+            match std::fs::read_to_string(thread.join("schedstat")) {
+                Ok(text) => {
+                    let nanoseconds = text.split(' ').next().and_then(|word| word.parse().ok());
+                    total += nanoseconds
+                        .map(Duration::from_nanos)
+                        .ok_or_else(|| io::Error::other(format!("cannot read schedstat {text:?}")))?;
+                }
+                // A thread that has ended meanwhile.
+                Err(_) if !thread.exists() => (),
+                Err(error) => return Err(io::Error::new(error.kind(), format!("schedstat: {error}"))),
+            }
         }
         match (ticks(14), ticks(15)) {
             // 100 ticks a second, as on every Linux that is not built for something special.
@@ -159,10 +211,16 @@ impl Server {
             .ok_or_else(|| io::Error::other("no VmRSS"))
     }
 
-    /// Asks it to drain and waits for its end.
+    /// Asks it to drain and waits for its end, which may take a minute under valgrind.
     pub(crate) fn terminate(mut self) -> io::Result<()> {
         output(Command::new("kill").args(["-TERM", &self.child.id().to_string()]))?;
-        self.child.wait()?;
+        let patience = Instant::now() + Duration::from_secs(60);
+        while self.end()?.is_none() {
+            if Instant::now() > patience {
+                return Err(io::Error::other("it does not end at SIGTERM"));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(())
     }
 }
@@ -182,6 +240,23 @@ fn named(command: &Command, error: &io::Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_who_listens_and_not_whoever_has_its_port() {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        let mut deaf = Command::new("sleep");
+        let taken = Server::start_listening(deaf.arg("0.1"), port).unwrap_err();
+        assert!(taken.to_string().contains("it has ended"), "{taken}");
+    }
+
+    #[test]
+    fn the_first_two_cores_of_a_list() {
+        let some = |server, load| Some(Cores { server, load });
+        assert_eq!(first_two("0-3,8"), some(0, 1));
+        assert_eq!(first_two("2,5-6"), some(2, 5));
+        assert_eq!((first_two("7"), first_two(""), first_two("x")), (None, None, None));
+    }
 
     #[test]
     fn a_guarded_program_ends_with_whoever_started_it() {

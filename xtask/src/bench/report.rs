@@ -12,8 +12,8 @@ use serde::Serialize;
 use super::chart;
 use super::servers::OURS;
 use super::stats::{Figure, Metric, Sample, Spread, summary};
-use super::workloads::{Goal, Workload};
-use crate::process::{output, root};
+use super::workloads::{ALL, Goal, Workload};
+use crate::process::{Cores, output, root};
 
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
@@ -22,6 +22,8 @@ pub(super) struct Report {
     pub(super) kernel: String,
     pub(super) processor: String,
     pub(super) cores: usize,
+    server_core: u32,
+    load_core: u32,
     pub(super) rounds: usize,
     pub(super) seconds: u64,
     pub(super) absent: Vec<Absent>,
@@ -186,7 +188,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
 
 impl Report {
     /// Without figures: what they are figures of.
-    pub(super) fn new(rounds: usize, seconds: u64) -> Self {
+    pub(super) fn new(rounds: usize, seconds: u64, used: Cores) -> Self {
         let first =
             |command: &mut Command| output(command).map(|text| text.trim().to_owned()).unwrap_or_default();
         let git = |arguments: &[&str]| first(Command::new("git").current_dir(root()).args(arguments));
@@ -199,6 +201,8 @@ impl Report {
             kernel: first(Command::new("uname").arg("-r")),
             processor,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
+            server_core: used.server,
+            load_core: used.load,
             rounds,
             seconds,
             absent: Vec::new(),
@@ -207,12 +211,14 @@ impl Report {
     }
 
     pub(super) fn markdown(&self) -> String {
-        let Self { revision, date, kernel, processor, cores, rounds, seconds, .. } = self;
+        let Self {
+            revision, date, kernel, processor, cores, rounds, seconds, server_core, load_core, ..
+        } = self;
         let mut text = format!(
             "# What it costs\n\nMade by `cargo xtask bench` of {revision}, {date}: Linux {kernel}, {processor}, {cores} cores; \
-             {rounds} rounds of {seconds} s,\nof each server in turn. The server has core 0, the load core 1. A figure is the median \
+             {rounds} rounds of {seconds} s,\nof each server in turn. The server has core {server_core}, the load core {load_core}. A figure is the median \
              of the rounds, ± how far the farthest lies\nfrom it, × its ratio to the reference's of the same round (the floor, a C \
-             program that makes the system calls and nothing else; for\nfiles, nginx). Where the server is not busy, something else \
+             program that does little but the system calls; for\nfiles, nginx). Where the server is not busy, something else \
              held it up, and its rate says little; its CPU time a request does. Of\necho and broadcast, `load could make` is what the \
              load makes in a second of its own CPU time: it holds nothing up while that is more\nthan the server's, a second divided by \
              its CPU µs. An echo costs the client the same two system calls as the server, so there the two\nare close. Latency \
@@ -256,6 +262,13 @@ impl Report {
         let json = serde_json::to_string_pretty(self)? + "\n";
         fs::write(directory.join("latest.json"), json)?;
         fs::write(directory.join("report.md"), self.markdown())?;
+        // No chart of an earlier run beside this one's report.
+        for workload in ALL {
+            match fs::remove_file(directory.join(format!("{}.svg", workload.name))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => (),
+            }
+        }
         for outcome in &self.workloads {
             if !chart::panels(outcome).is_empty() {
                 fs::write(directory.join(format!("{}.svg", outcome.name)), chart::draw(outcome)?)?;
@@ -268,7 +281,6 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::super::servers::FLOOR;
-    use super::super::workloads::ALL;
     use super::*;
 
     fn rounds(name: &str, cpus: &[f64], failure: Option<&str>) -> Rounds {
@@ -283,7 +295,7 @@ mod tests {
             rounds(FLOOR, &[6.0, 5.0, 5.0], None),
             rounds("axum", &[], Some("wrong answer: HTTP/1.1 404 Not Found")),
         ];
-        let mut report = Report::new(3, 1);
+        let mut report = Report::new(3, 1, Cores { server: 0, load: 1 });
         report.workloads.push(Outcome::new(&ALL[0], all));
         report
             .absent
@@ -294,7 +306,9 @@ mod tests {
     #[test]
     fn a_report_is_written_for_people_and_for_programs() {
         let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("echo-64.svg"), "of an earlier run").unwrap();
         sample().write(directory.path()).unwrap();
+        assert!(!directory.path().join("echo-64.svg").exists());
         let text = fs::read_to_string(directory.path().join("report.md")).unwrap();
         for part in [
             "| server       |     a second |          CPU µs |\n|--------------|-------------:|----------------:|\n",

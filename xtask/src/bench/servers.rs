@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::process::{Server, build_server, free_port, guarded, is_installed, output, root, target};
+use crate::process::{Server, free_port, is_installed, output, root, target};
 
 /// What a server serves. `name` is how it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,11 @@ const PEERS: [(&str, Service); 8] = [
     ("tokio-broadcast", Service::Broadcast),
 ];
 
+/// The same pattern everywhere, but never the same byte a few places away.
+pub(super) fn content(size: usize) -> Vec<u8> {
+    (0..size).map(|index| b'a' + (index % 23) as u8).collect()
+}
+
 /// Files that are served: names and sizes in bytes.
 pub(super) const FILES: [(&str, usize); 3] =
     [("1KiB", 1024), ("100KiB", 100 * 1024), ("100MiB", 100 * 1024 * 1024)];
@@ -71,7 +76,7 @@ impl Entry {
     }
 
     /// Starts it for one service by `command`, which may be a tool that runs it, and waits until it listens. `flags` are for
-    /// `epoll-server`.
+    /// `epoll-server`. `directory` has the files, and takes what it writes.
     pub(super) fn start(
         &self,
         service: Service,
@@ -112,15 +117,19 @@ impl Entry {
     }
 }
 
-/// Those that can be started, and the others with the reason.
+/// Those that can be started for any of the services in `wanted`, and the others with the reason.
 #[derive(Debug, Default)]
 pub(super) struct Servers {
+    wanted: Vec<Service>,
     pub(super) entries: Vec<Entry>,
     pub(super) absent: Vec<(String, String)>,
 }
 
 impl Servers {
     fn add(&mut self, name: &str, services: &[Service], launch: Result<Launch, String>) {
+        if !services.iter().any(|service| self.wanted.contains(service)) {
+            return;
+        }
         match launch {
             Ok(launch) => {
                 self.entries.push(Entry { name: name.to_owned(), services: services.to_vec(), launch });
@@ -130,44 +139,65 @@ impl Servers {
     }
 }
 
-/// Builds and looks for what the services in `wanted` need: only ours and the floor if `few`. `against` is a revision of ours.
-pub(super) fn prepare(
-    directory: &Path,
-    wanted: &[Service],
-    few: bool,
-    against: Option<&str>,
-    progress: &dyn Fn(&str),
-) -> io::Result<Servers> {
-    let mut servers = Servers::default();
+/// How servers are built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Profile {
+    /// As they are measured.
+    Release,
+    /// Quickly, to see what they answer.
+    Dev,
+}
+
+impl Profile {
+    /// Its name for Cargo, and that of the directory it builds in.
+    const fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Release => ("release", "release"),
+            Self::Dev => ("dev", "debug"),
+        }
+    }
+}
+
+/// What is prepared.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted<'a> {
+    pub(super) services: &'a [Service],
+    pub(super) profile: Profile,
+    /// Only ours and the floor.
+    pub(super) few: bool,
+    /// A revision of ours.
+    pub(super) against: Option<&'a str>,
+}
+
+/// Builds and looks for what is wanted.
+pub(super) fn prepare(directory: &Path, wanted: &Wanted<'_>, progress: &dyn Fn(&str)) -> io::Result<Servers> {
+    let mut servers = Servers { wanted: wanted.services.to_vec(), ..Servers::default() };
     let all = [Service::Http, Service::Files, Service::Echo, Service::Broadcast];
     progress("building epoll-server");
-    servers.add(OURS, &all, Ok(Launch::Ours(build_server()?)));
-    if let Some(revision) = against {
+    servers.add(OURS, &all, Ok(Launch::Ours(build(wanted.profile, "epoll-server")?)));
+    if let Some(revision) = wanted.against {
         progress(&format!("building epoll-server of {revision}"));
         let binary = build_revision(directory, revision)?;
         servers.add(&format!("{OURS} {revision}"), &all, Ok(Launch::Ours(binary)));
     }
     progress("building the floor");
     for service in [Service::Http, Service::Echo, Service::Broadcast] {
-        if wanted.contains(&service) {
+        if wanted.services.contains(&service) {
             servers.add(FLOOR, &[service], build_floor(directory, service));
         }
     }
-    if few {
+    if wanted.few {
         return Ok(servers);
     }
-    let peers: Vec<_> = PEERS.into_iter().filter(|(_, service)| wanted.contains(service)).collect();
+    let peers: Vec<_> = PEERS.into_iter().filter(|(_, service)| wanted.services.contains(service)).collect();
     if !peers.is_empty() {
-        progress("building benchmark/peers");
-        build_peers(&mut servers, &peers)?;
+        progress("building benchmark/peers, which takes minutes the first time");
+        build_peers(&mut servers, wanted.profile, &peers)?;
     }
     let script = |path: &str, program: &str| {
-        let file = root().join(path);
-        match (file.exists(), is_installed(program, "--version")) {
-            (false, _) => Err(format!("{path} is not there")),
-            (_, false) => Err(format!("{program} is not installed")),
-            (true, true) => Ok(Launch::Program(vec![program.to_owned(), file.display().to_string()], None)),
-        }
+        let words = vec![program.to_owned(), root().join(path).display().to_string()];
+        let installed = is_installed(program, "--version").then_some(Launch::Program(words, None));
+        installed.ok_or_else(|| format!("{program} is not installed"))
     };
     let three = [Service::Http, Service::Echo, Service::Broadcast];
     servers.add("node", &three, script("benchmark/node/server.js", "node"));
@@ -178,11 +208,8 @@ pub(super) fn prepare(
         Err(reason) => Err(reason),
     };
     servers.add("uvloop", &three, uvloop);
-    let nginx = match (is_installed("nginx", "-v"), root().join("benchmark/nginx/nginx.conf.in").exists()) {
-        (true, true) => Ok(Launch::Nginx),
-        (false, _) => Err("nginx is not installed".to_owned()),
-        (_, false) => Err("benchmark/nginx/nginx.conf.in is not there".to_owned()),
-    };
+    let nginx = is_installed("nginx", "-v").then_some(Launch::Nginx);
+    let nginx = nginx.ok_or_else(|| "nginx is not installed".to_owned());
     servers.add(NGINX, &[Service::Http, Service::Files], nginx);
     let redis = is_installed("redis-server", "--version").then_some(Launch::Redis);
     servers.add(
@@ -190,7 +217,6 @@ pub(super) fn prepare(
         &[Service::Broadcast],
         redis.ok_or_else(|| "redis-server is not installed".to_owned()),
     );
-    servers.entries.retain(|entry| entry.services.iter().any(|service| wanted.contains(service)));
     Ok(servers)
 }
 
@@ -203,35 +229,49 @@ fn has_uvloop() -> bool {
 fn build_floor(directory: &Path, service: Service) -> Result<Launch, String> {
     let path = format!("benchmark/floor/{}.c", service.name());
     let (source, binary) = (root().join(&path), directory.join(format!("floor-{}", service.name())));
-    if !source.exists() {
-        return Err(format!("{path} is not there"));
+    if !is_installed("cc", "--version") {
+        return Err("cc is not installed".to_owned());
     }
     output(Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&binary).arg(source))
         .map_err(|error| format!("{path}: {error}"))?;
     Ok(Launch::Program(vec![binary.display().to_string()], None))
 }
 
-fn build_peers(servers: &mut Servers, peers: &[(&str, Service)]) -> io::Result<()> {
-    let manifest = root().join("benchmark/peers/Cargo.toml");
+/// Builds a program of this workspace; its path.
+pub(super) fn build(profile: Profile, package: &str) -> io::Result<PathBuf> {
+    let (name, directory) = profile.names();
+    let builds = target()?;
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(root()).args(["build", "--quiet", "--profile", name, "--package", package]);
+    // Also where a configuration says otherwise.
+    output(cargo.arg("--target-dir").arg(&builds))?;
+    Ok(builds.join(directory).join(package))
+}
+
+fn build_peers(servers: &mut Servers, profile: Profile, peers: &[(&str, Service)]) -> io::Result<()> {
     let builds = target()?.join("bench-peers");
-    let mut reason = "benchmark/peers is not there".to_owned();
-    if manifest.exists() {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--release", "--keep-going", "--quiet", "--manifest-path"]).arg(&manifest);
-        // Those that can be built are measured.
-        let built = output(cargo.arg("--target-dir").arg(&builds));
-        reason =
-            built.map_or_else(|error| error.to_string(), |_| "benchmark/peers does not build it".to_owned());
+    let (name, directory) = profile.names();
+    let binary = |peer: &str| builds.join(directory).join(peer);
+    // What an earlier build has left would be measured in the place of one that fails now. Cargo puts it back for nothing.
+    for (peer, _) in peers {
+        match fs::remove_file(binary(peer)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => (),
+        }
     }
-    for (name, service) in peers {
-        let binary = builds.join("release").join(name);
-        let there = manifest.exists() && binary.exists();
-        let launch = if there {
-            Ok(Launch::Program(vec![binary.display().to_string()], None))
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--profile", name, "--locked", "--keep-going", "--quiet", "--manifest-path"]);
+    cargo.arg(root().join("benchmark/peers/Cargo.toml"));
+    // Those that can be built are measured. Why one cannot be, Cargo has told.
+    let _: io::Result<String> = output(cargo.arg("--target-dir").arg(&builds));
+    for (peer, service) in peers {
+        let path = binary(peer);
+        let launch = if path.exists() {
+            Ok(Launch::Program(vec![path.display().to_string()], None))
         } else {
-            Err(reason.clone())
+            Err("benchmark/peers does not build it".to_owned())
         };
-        servers.add(name, &[*service], launch);
+        servers.add(peer, &[*service], launch);
     }
     Ok(())
 }
@@ -239,12 +279,15 @@ fn build_peers(servers: &mut Servers, peers: &[(&str, Service)]) -> io::Result<(
 /// Builds `epoll-server` as it was, from a worktree of its own.
 fn build_revision(directory: &Path, revision: &str) -> io::Result<PathBuf> {
     let git = |arguments: &[&str]| output(Command::new("git").current_dir(root()).args(arguments));
-    let commit = git(&["rev-parse", "--verify", "--end-of-options", &format!("{revision}^{{commit}}")])?;
+    let commit =
+        git(&["rev-parse", "--verify", "--quiet", "--end-of-options", &format!("{revision}^{{commit}}")])
+            .map_err(|_| io::Error::other(format!("there is no revision {revision:?}")))?;
     let tree = directory.join("against");
     let tree_name = tree.display().to_string();
-    if tree.exists() {
-        // What an interrupted run has left.
-        git(&["worktree", "remove", "--force", &tree_name])?;
+    // What an interrupted run has left, of which Git may know or not.
+    match fs::remove_dir_all(&tree) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => (),
     }
     git(&["worktree", "prune"])?;
     git(&["worktree", "add", "--quiet", "--detach", &tree_name, commit.trim()])?;
@@ -262,17 +305,18 @@ pub(super) fn write_files(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(&www)?;
     for (name, size) in FILES {
         let file = www.join(name);
-        if fs::metadata(&file).map(|status| status.len()).ok() != Some(size as u64) {
-            fs::write(file, vec![b'x'; size])?;
+        let content = content(size);
+        // What is there already is in the page cache.
+        if fs::read(&file).ok().is_none_or(|found| found != content) {
+            fs::write(file, content)?;
         }
     }
     Ok(())
 }
 
 /// What may be installed, by the packages of Debian.
-const PACKAGES: [(&str, &str, &str); 8] = [
+const PACKAGES: [(&str, &str, &str); 7] = [
     ("wrk", "--version", "wrk"),
-    ("cc", "--version", "gcc"),
     ("valgrind", "--version", "valgrind"),
     ("strace", "--version", "strace"),
     ("nginx", "-v", "nginx-light"),
@@ -281,30 +325,28 @@ const PACKAGES: [(&str, &str, &str); 8] = [
     ("python3", "--version", "python3"),
 ];
 
-/// Installs what is not there. What cannot be installed is skipped later, with the reason.
-pub(super) fn install(progress: &dyn Fn(&str)) -> io::Result<()> {
-    let missing: Vec<&str> = PACKAGES
-        .iter()
-        .filter(|(program, argument, _)| !is_installed(program, argument))
-        .map(|(.., package)| *package)
-        .collect();
+/// Installs what is not there. What cannot be installed is skipped later; why comes from apt-get or pip.
+pub(super) fn install(progress: &dyn Fn(&str)) {
+    let missing = PACKAGES.iter().filter(|(program, argument, _)| !is_installed(program, argument));
+    let missing: Vec<&str> = missing.map(|(.., package)| *package).collect();
     if !missing.is_empty() {
-        progress(&format!("installing {}", missing.join(", ")));
-        output(Command::new("apt-get").arg("update"))?;
-        let install = ["install", "--yes", "--no-install-recommends"];
-        output(Command::new("apt-get").args(install).args(&missing))?;
+        progress("apt-get update");
+        // What is known already may do.
+        let _: io::Result<String> = output(Command::new("apt-get").arg("update"));
+    }
+    for package in missing {
+        progress(&format!("installing {package}"));
+        let mut apt = Command::new("apt-get");
+        let _: io::Result<String> =
+            output(apt.args(["install", "--yes", "--no-install-recommends", package]));
     }
     if !has_uvloop() {
         progress("installing uvloop");
         let mut python = Command::new("python3");
-        if output(python.args(["-m", "pip", "install", "--quiet", "uvloop"])).is_err() {
-            progress("uvloop could not be installed");
-        }
+        python.args(["-m", "pip", "install", "--quiet", "--requirement"]);
+        python.arg(root().join("benchmark/python/requirements.txt"));
+        // Where a distribution asks for a word before anything is installed beside its packages: --install is that.
+        python.env("PIP_BREAK_SYSTEM_PACKAGES", "1");
+        let _: io::Result<String> = output(&mut python);
     }
-    Ok(())
-}
-
-/// On the core that servers are measured on.
-pub(super) fn pinned() -> Command {
-    guarded(Some(0))
 }

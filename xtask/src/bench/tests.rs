@@ -36,12 +36,29 @@ fn workloads_are_chosen_by_how_they_begin() {
     assert!(names(&["nothing"], false).unwrap_err().to_string().contains("http-64"));
 }
 
+#[test]
+fn only_a_plain_run_goes_where_published_results_are() {
+    let results = |options: Options| options.results(Path::new("target"));
+    assert_eq!(results(Options { install: true, ..Options::default() }), root().join("benchmark/results"));
+    for options in [
+        Options { only: vec!["echo".to_owned()], ..Options::default() },
+        Options { quick: true, ..Options::default() },
+        Options { rounds: Some(1), ..Options::default() },
+        Options { seconds: Some(1), ..Options::default() },
+        Options { against: Some("main".to_owned()), ..Options::default() },
+    ] {
+        assert_eq!(results(options), Path::new("target/results"));
+    }
+    assert_eq!(results(Options { out: Some("here".into()), ..Options::default() }), Path::new("here"));
+}
+
 /// Everything but what others have made: it needs wrk, a C compiler and two cores, and says so where they are not there.
 #[test]
 fn a_short_run_measures_and_reports() {
     let needed =
         [("wrk", "--version"), ("cc", "--version"), ("setpriv", "--version"), ("taskset", "--version")];
     if let Some((program, _)) = needed.iter().find(|(program, argument)| !is_installed(program, argument)) {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci.is_empty()), "no {program} on CI");
         eprintln!("skipped: {program} is not installed");
         return;
     }

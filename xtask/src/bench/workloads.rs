@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::servers::{Entry, FILES, FLOOR, NGINX, Service};
+use super::servers::{Entry, FILES, FLOOR, NGINX, Service, content};
 use super::stats::{Metric, Sample};
 use super::wrk::{self, Script};
 use super::{check, counted};
-use crate::process::{CpuTime, Server, guarded};
+use crate::process::{Cores, CpuTime, Server, guarded};
 
 /// What is done to a server.
 #[derive(Clone, Copy, Debug)]
@@ -99,11 +99,31 @@ impl Workload {
         }
     }
 
+    /// Whether the answers that it needs are those that `other` needs.
+    pub(super) fn asks_as(&self, other: &Self) -> bool {
+        let script = |workload: &Self| match workload.load {
+            Load::Wrk(script, _) => Some(script),
+            _ => None,
+        };
+        self.service == other.service && script(self) == script(other)
+    }
+
+    /// What a server does not do that it would have to do here.
+    pub(super) fn missing(&self, entry: &Entry) -> Option<&'static str> {
+        match (entry.name.as_str(), self.load) {
+            (NGINX, Load::Wrk(Script::Post, _)) => Some("it cannot send a request's body back"),
+            ("may_minihttp", Load::Wrk(Script::NewConnection, _)) => {
+                Some("it keeps the connection open after Connection: close")
+            }
+            _ => None,
+        }
+    }
+
     /// Whether `entry` is measured under it.
     pub(super) fn takes(&self, entry: &Entry) -> bool {
         let ours_or_floor = entry.name.starts_with(super::servers::OURS) || entry.name == FLOOR;
         let counted = matches!(self.load, Load::Instructions { .. } | Load::Syscalls);
-        entry.services.contains(&self.service) && (!counted || ours_or_floor)
+        entry.services.contains(&self.service) && (!counted || ours_or_floor) && self.missing(entry).is_none()
     }
 }
 
@@ -199,7 +219,9 @@ pub(super) const ALL: [Workload; 22] = [
 /// What a measurement has at hand.
 #[derive(Debug)]
 pub(super) struct Bench<'a> {
+    /// With the files, and for what is written.
     pub(super) directory: &'a Path,
+    pub(super) cores: Cores,
     /// The program that makes load for echo and broadcast.
     pub(super) loader: &'a Path,
     pub(super) time: Duration,
@@ -210,8 +232,8 @@ impl Bench<'_> {
     pub(super) fn check(&self, workload: &Workload, entry: &Entry, server: &Server) -> io::Result<()> {
         match (workload.service, workload.load) {
             (Files, Load::Wrk(script @ Script::File(name), _)) => {
-                let size = FILES.iter().find(|file| file.0 == name).map(|file| file.1);
-                check::http(server.port, script, size)
+                let size = FILES.iter().find(|file| file.0 == name).map_or(0, |file| file.1);
+                check::http(server.port, script, Some(&content(size)))
             }
             (Http, Load::Wrk(script, _)) => check::http(server.port, script, None),
             (Http | Files, Load::Instructions { pipelined: true }) => {
@@ -228,7 +250,8 @@ impl Bench<'_> {
         match workload.load {
             Load::Wrk(script, connections) => {
                 let before = server.cpu_time()?;
-                let measured = wrk::load(self.directory, server.port, script, connections, self.time)?;
+                let measured =
+                    wrk::load(self.directory, self.cores.load, server.port, script, connections, self.time)?;
                 let cpu = server.cpu_time()?;
                 let mut sample = Sample::new();
                 if let Some(latency) = measured.latency {
@@ -256,9 +279,10 @@ impl Bench<'_> {
         }
     }
 
-    /// Load by our own program, from core 1. It says when it begins, and prints figures when it has ended.
+    /// Load by our own program. It says when it begins, prints figures when the time is over, and then waits for what is
+    /// under way: whether all of that comes is in how it ends.
     fn own(&self, server: &Server, mode: &str, arguments: &[&str]) -> io::Result<Sample> {
-        let mut command = guarded(Some(1));
+        let mut command = guarded(Some(self.cores.load));
         command.arg(self.loader).args([mode, &server.port.to_string()]).args(arguments);
         command.args(["--seconds", &self.time.as_secs_f64().to_string()]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -298,8 +322,10 @@ fn own_figures(line: &str) -> io::Result<(Sample, f64, f64)> {
         (Metric::P99, number("p99")?),
         (Metric::P999, number("p99.9")?),
         (Metric::LoadBusy, number("cpu")? / seconds),
-        (Metric::LoadLimit, operations / number("cpu")?),
     ]);
+    if number("cpu")? > 0.0 {
+        sample.insert(Metric::LoadLimit, operations / number("cpu")?);
+    }
     let beside = number("bytes")?;
     if beside > 0.0 {
         sample.insert(Metric::Firehose, beside / seconds);
@@ -312,12 +338,14 @@ fn costs(sample: &mut Sample, before: CpuTime, after: CpuTime, operations: f64, 
     let total = after.total.saturating_sub(before.total).as_secs_f64();
     let user = after.user.saturating_sub(before.user).as_secs_f64();
     let system = after.system.saturating_sub(before.system).as_secs_f64();
-    let share = if user + system > 0.0 { user / (user + system) } else { 0.0 };
     let cpu = total * 1e6 / operations;
     sample.insert(Metric::Rate, operations / seconds);
     sample.insert(Metric::Cpu, cpu);
-    sample.insert(Metric::User, cpu * share);
-    sample.insert(Metric::System, cpu * (1.0 - share));
+    // Less than a tick says nothing of shares.
+    if user + system > 0.0 {
+        sample.insert(Metric::User, cpu * user / (user + system));
+        sample.insert(Metric::System, cpu * system / (user + system));
+    }
     sample.insert(Metric::ServerBusy, total / seconds);
 }
 
@@ -335,6 +363,8 @@ mod tests {
         assert_eq!((sample[&Metric::LoadLimit], sample.get(&Metric::Firehose)), (10.0 / 1.5, None));
         assert_eq!((sample[&Metric::LoadBusy], sample[&Metric::P999]), (0.75, 3.0));
         assert!(own_figures(r#"{"operations": 10}"#).is_err());
+        let idle = r#"{"operations": 1, "seconds": 2.0, "cpu": 0, "p50": 1.0, "p99": 2.0, "p99.9": 3.0, "bytes": 0}"#;
+        assert_eq!(own_figures(idle).unwrap().0.get(&Metric::LoadLimit), None);
     }
 
     #[test]
@@ -349,6 +379,9 @@ mod tests {
         let of = |metric| (sample[&metric] * 1e6_f64).round() / 1e6;
         assert_eq!((of(Metric::Cpu), of(Metric::User), of(Metric::System)), (1.0, 0.25, 0.75));
         assert_eq!((of(Metric::Rate), of(Metric::ServerBusy)), (500_000.0, 0.5));
+        let mut short = Sample::new();
+        costs(&mut short, time(0, 0, 100), time(0, 0, 101), 100.0, 1.0);
+        assert_eq!((short[&Metric::Cpu], short.get(&Metric::System)), (10.0, None));
     }
 
     #[test]
