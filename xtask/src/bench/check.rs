@@ -22,7 +22,7 @@ fn wrong(what: impl std::fmt::Display) -> io::Error {
 
 /// The request of `script` as bytes.
 pub(super) fn request(script: Script) -> Vec<u8> {
-    let mut text = format!("{} {} HTTP/1.1\r\nHost: 127.0.0.1\r\n", script.method(), script.path());
+    let mut text = format!("{} {} HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n", script.method(), script.path());
     for (name, value) in script.headers() {
         text += &format!("{name}: {value}\r\n");
     }
