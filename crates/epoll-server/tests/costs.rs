@@ -57,8 +57,6 @@ fn calls(traced: &Traced, most_waits: usize) -> Calls {
             // A client that was kept from going on: time has passed, and the loop had to look at it.
             "epoll_wait" | "epoll_pwait" if line.ends_with(") = 0") && !line.contains(", 0) = 0") => (),
             "epoll_wait" | "epoll_pwait" => waits += 1,
-            // Another thread's call came between the beginning of one and its end.
-            _ if line.starts_with("<... ") => (),
             _ => calls.others.push(line.clone()),
         }
     }
@@ -155,7 +153,8 @@ fn a_connection_costs_its_accept_and_its_registration() {
         sends: TIMES + 1,
         ..Calls::default()
     };
-    assert_eq!(calls(&traced, 2 * TIMES + 1), expected);
+    // Of each, the loop may be told alone that it is there, that it can be written, and that it has sent something.
+    assert_eq!(calls(&traced, 3 * TIMES + 1), expected);
     drop(clients);
 }
 

@@ -24,7 +24,7 @@
 #[allow(unreachable_pub, reason = "as `support`")]
 mod loads;
 #[path = "support/strace.rs"]
-#[allow(unreachable_pub, reason = "as `support`")]
+#[allow(dead_code, unreachable_pub, reason = "as `support`, which other tests use another part of")]
 mod strace;
 mod support;
 

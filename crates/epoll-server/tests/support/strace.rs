@@ -17,6 +17,8 @@ const TRACED: &str = "accept4,bind,close,epoll_create1,epoll_ctl,?epoll_wait,epo
                       recvfrom,sendmsg,sendto,setsockopt,shutdown,signalfd4,socket,getdents64,?openat2,pread64,\
                       preadv2,sendfile,statx";
 
+const UNFINISHED: &str = " <unfinished ...>";
+
 /// A system call that fails.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
@@ -68,10 +70,19 @@ impl Traced {
         Self { descriptors: server.descriptors(), server, directory }
     }
 
-    /// What the loop's thread has called so far.
+    /// What the loop's thread has called so far, each call on one line: where another thread's came between its beginning and
+    /// its end there are two.
     pub fn loop_record(&self) -> Record {
         let thread = format!("{} ", self.server.id());
-        read_if(&self.directory, |line| line.starts_with(&thread))
+        let mut calls: Vec<String> = Vec::new();
+        for line in read_if(&self.directory, |line| line.starts_with(&thread)).0 {
+            let begun = calls.last_mut().filter(|begun| begun.ends_with(UNFINISHED));
+            match (begun, line.split_once(" resumed>")) {
+                (Some(begun), Some((_, end))) => *begun = begun.replace(UNFINISHED, end),
+                _ => calls.push(line),
+            }
+        }
+        Record(calls)
     }
 
     /// What has been called so far. The server is stopped at each call until it is written down.
