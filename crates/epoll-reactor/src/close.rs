@@ -10,20 +10,6 @@ use crate::stats::CloseStats;
 use crate::token::ConnId;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
-    /// Writes what callbacks have sent to other connections than their own: one `writev` each for up to
-    /// 64 pieces.
-    pub(crate) fn flush_dirty(&mut self) {
-        let mut dirty = std::mem::take(&mut self.ctx.dirty);
-        for id in dirty.drain(..) {
-            if let Some(connection) = self.ctx.connections.get_mut(id.0) {
-                connection.in_dirty = false;
-                self.flush(id);
-            }
-        }
-        // Its room is used again; flushing calls no callback, so nothing has been added meanwhile.
-        self.ctx.dirty = dirty;
-    }
-
     /// All output has gone out. If the peer may still be sending, closing now could make the kernel answer
     /// with an RST, and that would destroy output the peer has not read yet: so send a FIN, and read until
     /// the peer's own.

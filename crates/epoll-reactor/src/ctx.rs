@@ -46,8 +46,9 @@ pub struct Ctx {
     pub(crate) short_of_memory: bool,
     /// Connections and registrations to be served in the next turn without an event from the kernel.
     pub(crate) ready: VecDeque<Token>,
-    /// Connections with output to flush, or an end to bring about, at the end of this turn.
-    pub(crate) dirty: Vec<ConnId>,
+    /// Connections with output to flush, or an end to bring about, at the end of this turn or, where they are many, of
+    /// one of the next: see `flush_dirty`.
+    pub(crate) dirty: VecDeque<ConnId>,
     /// Connections whose queue has passed the high water mark though the kernel may take it: they are flushed
     /// when the callback returns, not at the end of the turn. Otherwise what many say to one in one turn
     /// would count against it before it could have read a byte.
@@ -77,7 +78,7 @@ impl Ctx {
             shared: SharedMemory::default(),
             short_of_memory: false,
             ready: VecDeque::new(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
             overdue: Vec::new(),
             dead: Vec::new(),
             to_connect: Vec::new(),
@@ -315,7 +316,7 @@ impl Ctx {
             && !connection.in_dirty
         {
             connection.in_dirty = true;
-            self.dirty.push(id);
+            self.dirty.push_back(id);
         }
     }
 

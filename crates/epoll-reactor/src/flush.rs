@@ -11,6 +11,10 @@ use crate::handler::{CloseReason, Handler};
 use crate::reactor::Reactor;
 use crate::token::ConnId;
 
+/// A turn writes to so many connections for each callback that it has called, if those are more than
+/// [`Limits::flush_budget`](crate::Limits::flush_budget): whatever else there is to do, what is queued gets its share.
+const WRITTEN_PER_CALLBACK: usize = 4;
+
 /// The buffer for a callback's own output shrinks back to this when a large answer has made it grow.
 const DIRECT_KEPT: usize = 256 * 1024;
 
@@ -47,6 +51,31 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.memory_mark = (memory / 2).max(self.ctx.buffered() + memory / 8);
         }
         self.relieve_memory();
+    }
+
+    /// Writes what callbacks have sent to other connections than their own: one `writev` each for up to 64 pieces.
+    ///
+    /// Where many wait, only some have their turn, and the others theirs at the end of the next turns, which do not wait
+    /// in `epoll_wait`. So one message to thousands holds nobody up, and one that comes meanwhile shares the writes of
+    /// those that are still to come.
+    pub(crate) fn flush_dirty(&mut self) {
+        let ctx = &self.ctx;
+        // Nobody may be closed for what was only not yet written, whether for its memory or at the end of a drain.
+        let all = ctx.is_draining() || ctx.buffered() > ctx.limits.memory / 2;
+        let share = self.callbacks.saturating_mul(WRITTEN_PER_CALLBACK).max(ctx.limits.flush_budget);
+        let mut budget = if all { usize::MAX } else { share };
+        // Flushing calls no callback, so nothing is added meanwhile.
+        for _ in 0..ctx.dirty.len() {
+            let Some(id) = self.ctx.dirty.pop_front() else { break };
+            let Some(connection) = self.ctx.connections.get_mut(id.0) else { continue };
+            connection.in_dirty = false;
+            // For output that a full socket keeps waiting no call is made.
+            budget -= usize::from(connection.writable || connection.output.is_none());
+            self.flush(id);
+            if budget == 0 {
+                break;
+            }
+        }
     }
 
     /// Sends what is queued for `id`, as far as the kernel takes it; a connection that was closing and has

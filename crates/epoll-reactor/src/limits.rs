@@ -43,6 +43,15 @@ pub struct Limits {
     ///
     /// Default: 1 MiB.
     pub write_budget: usize,
+    /// To how many connections a turn writes at its end, of those to whom others' callbacks have sent, before the loop
+    /// looks again what has come; the others have theirs in the next turns, which do not wait. A message to thousands
+    /// must not stall everybody, and one that comes meanwhile shares the writes that are still to come. Fewer cost more
+    /// turns, each a call of `epoll_wait`; `usize::MAX` is for all at once. A turn that has called many callbacks writes
+    /// to four connections for each, if those are more; while the loop drains, or half of [`memory`](Self::memory) is
+    /// in use, to all. At least 1.
+    ///
+    /// Default: 16.
+    pub flush_budget: usize,
     /// How many connections are accepted from one listener in one turn: a storm of new clients must not
     /// starve those that are being served. At least 1.
     ///
@@ -150,6 +159,7 @@ impl Default for Limits {
             read_buffer: 64 * 1024,
             read_budget: 256 * 1024,
             write_budget: 1024 * 1024,
+            flush_budget: 16,
             accept_budget: 64,
             message_budget: 256,
             message_queue: 4096,
@@ -182,6 +192,7 @@ impl Limits {
             (self.read_buffer, "read_buffer"),
             (self.read_budget, "read_budget"),
             (self.write_budget, "write_budget"),
+            (self.flush_budget, "flush_budget"),
             (self.accept_budget, "accept_budget"),
             (self.message_budget, "message_budget"),
             (self.message_queue, "message_queue"),
@@ -241,6 +252,7 @@ mod tests {
         let broken = [
             (Limits { read_buffer: 0, ..Limits::default() }, "read_buffer"),
             (Limits { write_budget: 0, ..Limits::default() }, "write_budget"),
+            (Limits { flush_budget: 0, ..Limits::default() }, "flush_budget"),
             (Limits { output_low_water: 256 * 1024, ..Limits::default() }, "output_low_water"),
             (Limits { output: 1, ..Limits::default() }, "output_high_water"),
             (Limits { tick: Some(Duration::ZERO), ..Limits::default() }, "tick"),

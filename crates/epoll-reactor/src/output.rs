@@ -11,7 +11,8 @@ use crate::token::ConnId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "OverLimit and Gone mean that nothing was sent"]
 pub enum SendOutcome<T> {
-    /// It goes out with this turn's output.
+    /// It goes out at the end of this turn, or, if many connections have output, of one of the next, which do not wait:
+    /// see [`Limits::flush_budget`](crate::Limits::flush_budget). [`close_now`](Ctx::close_now) drops it until then.
     Sent,
     /// It goes out as the peer reads; more than the high water mark is waiting, so send less until
     /// [`on_drain`](crate::Handler::on_drain).
@@ -144,7 +145,7 @@ impl Ctx {
         Ok(Admitted { direct, above_high_water: connection.above_high_water })
     }
 
-    /// Adds to the queue of `id` and sees to it that the queue is flushed this turn.
+    /// Adds to the queue of `id` and sees to it that the queue is flushed.
     pub(crate) fn enqueue(&mut self, id: ConnId, length: usize, push: impl FnOnce(&mut OutputQueue)) {
         if let Some(connection) = self.connections.get_mut(id.0)
             && length > 0

@@ -44,6 +44,8 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     /// Connections that have yet to be told of the drain, since they have work on the ready list, and for how
     /// many more turns that is respected.
     pub(crate) untold: (Vec<ConnId>, u32),
+    /// Callbacks of this turn.
+    pub(crate) callbacks: usize,
     /// A turn has begun and not ended.
     pub(crate) in_turn: bool,
     pub(crate) events: Events,
@@ -140,6 +142,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             signalled: false,
             put_off: 0,
             untold: (Vec::new(), MOST_TURNS_UNTOLD),
+            callbacks: 0,
             in_turn: false,
             events: Events::with_capacity(EVENTS.0),
             remote,

@@ -1,6 +1,9 @@
 //! The turn, phase by phase: `timeout from timers and the ready list -> wait -> read the clock -> dispatch ->
 //! messages from other threads -> timers -> drain -> requests -> flush dirty -> reap -> read the clock
 //! if anything was done`. What happens to one connection is in `serve.rs`.
+//!
+//! A turn flushes no more than its share of the dirty connections (`flush.rs`, `flush_dirty`). While some are left, turns do not
+//! wait: what has come meanwhile is dispatched between the writes to a thousand receivers, and leaves with them.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -55,6 +58,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let deadline_passed = self.next_deadline().is_some_and(|at| at <= self.ctx.now());
         let busy = left_over || !self.events.is_empty() || deadline_passed;
         self.memory_mark = self.ctx.limits.memory / 2;
+        self.callbacks = 0;
         self.dispatch()?;
         self.deliver_messages();
         self.fire_timers(saw_all);
@@ -138,6 +142,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
             Some(Registration::Signals(..)) => self.take_signals(token),
             Some(Registration::Source(fd)) => {
+                self.callbacks += 1;
                 let calls = Lent { kernel: &self.kernel, fd };
                 let (handler, ctx) = (&mut self.handler, &mut self.ctx);
                 guarded(ctx, |ctx| handler.on_ready(ctx, SourceId(token), &Source::new(&calls), readiness));
@@ -223,6 +228,11 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             return;
         }
         connection.armed = None;
+        if connection.in_dirty {
+            // It may be one of many that are still to be written to, which is no silence of its own.
+            self.flush(id);
+        }
+        let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
         match connection.due(&self.ctx.limits, now) {
             Due::Nothing => (),
             Due::Timer => {
@@ -278,6 +288,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Calls the handler for something that is no connection's.
     pub(crate) fn call(&mut self, call: impl FnOnce(&mut H, &mut Ctx)) {
+        self.callbacks += 1;
         let handler = &mut self.handler;
         guarded(&mut self.ctx, |ctx| call(handler, ctx));
         self.flush_overdue();
@@ -291,6 +302,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         call: impl FnOnce(&mut H, &mut Ctx, &mut H::Conn) -> R,
     ) -> Option<R> {
         let state = self.sides.get_mut(id.index())?.as_mut()?.state.as_mut()?;
+        self.callbacks += 1;
         self.ctx.current = Some(id);
         let handler = &mut self.handler;
         let result = guarded(&mut self.ctx, |ctx| call(handler, ctx, state));

@@ -40,6 +40,8 @@ pub(crate) fn draw_limits(plan: &Plan, rng: &mut Rng) -> Limits {
         drain_grace: a_while(rng, second / 1_000, second * 60),
         ..Limits::default()
     };
+    // Of its own, so that it changes nothing for the rest.
+    limits.flush_budget = magnitude(&mut plan.chance(7), 1, 64);
     // What travels in small pieces must not be read in small ones too: it would take for ever.
     limits.read_buffer = limits.read_buffer.max(16);
     limits.read_budget = limits.read_budget.max(16);
