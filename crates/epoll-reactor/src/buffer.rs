@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use bytes::Bytes;
 use epoll_sys::Then;
 
 use crate::file::FileSlice;
+use crate::shared::Held;
 
 /// Pieces handed to one writev: enough to keep system calls few, few enough for the stack.
 pub(crate) const PIECES_PER_WRITE: usize = 64;
@@ -94,7 +94,7 @@ enum Chunk {
     /// A copy of what was sent, alone or with its neighbours.
     Copied(Vec<u8>),
     /// A reference to what others may hold too, and what it counts for here.
-    Shared(Bytes, usize),
+    Shared(Held, usize),
     /// What is left of a part of a file. Its length fits a `usize`.
     File(FileSlice),
 }
@@ -104,7 +104,7 @@ impl Chunk {
     fn as_slice(&self) -> Option<&[u8]> {
         match self {
             Self::Copied(bytes) => Some(bytes),
-            Self::Shared(bytes, _) => Some(bytes),
+            Self::Shared(held, _) => Some(held),
             Self::File(_) => None,
         }
     }
@@ -175,7 +175,8 @@ impl OutputQueue {
         }
     }
 
-    pub(crate) fn push_shared(&mut self, data: Bytes, charge: usize) {
+    pub(crate) fn push_shared(&mut self, data: impl Into<Held>, charge: usize) {
+        let data = data.into();
         if data.len() <= SMALL {
             self.push_copy(&data);
         } else {
@@ -290,6 +291,7 @@ impl QueuePool {
 mod tests {
     use std::sync::Arc;
 
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;

@@ -1,6 +1,8 @@
 //! Sending, as a callback sees it: what is accepted, what is refused, and where it waits. The writing itself is in
 //! `flush.rs`.
 
+use std::borrow::Cow;
+
 use crate::buffer::{FILE_CHARGE, OutputQueue};
 use crate::ctx::Ctx;
 use crate::file::FileSlice;
@@ -97,10 +99,11 @@ impl Ctx {
         }
     }
 
-    /// Makes `data` something to send to many: see [`Shared`]. A `Vec` is taken as it is, a slice is copied.
+    /// Makes `data` something to send to many: see [`Shared`]. A `Vec` is taken as it is, with the room that it has; a
+    /// slice is copied.
     #[must_use]
-    pub fn share(&self, data: impl AsRef<[u8]> + Into<Vec<u8>>) -> Shared {
-        self.shared.share(data)
+    pub fn share<'data>(&self, data: impl Into<Cow<'data, [u8]>>) -> Shared {
+        self.shared.share(data.into())
     }
 
     /// Bytes sent to `id` that the kernel has not taken yet, those in files among them; 0 if it is gone.

@@ -1,11 +1,13 @@
 //! Data for many connections: held once, and counted once.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use triomphe::HeaderSlice;
 
 use crate::buffer::SMALL;
 
@@ -16,37 +18,63 @@ const REFERENCE: usize = 64;
 /// [`Limits::memory`](crate::Limits::memory), until the last copy of this handle is gone, and 64 bytes more for
 /// each connection it waits on; against each one's [`Limits::output`](crate::Limits::output) it counts in full.
 /// Cheap to clone. Up to 64 bytes are not shared but copied: they lie in the handle itself, take no memory of their
-/// own, and are copied to each queue.
+/// own, and are copied to each queue. More take one allocation, however many receive them: that of the copy, or, of a
+/// `Vec`, which is not copied, that of the count of who needs it.
 #[derive(Clone)]
 pub struct Shared(Repr);
 
 #[derive(Clone)]
 enum Repr {
     Copied { length: u8, bytes: [u8; SMALL] },
-    Held(Bytes),
+    Held(Held),
+}
+
+/// A reference to data that others may hold too.
+#[derive(Clone)]
+pub enum Held {
+    /// Not made here, or a `Vec` with its [`Counted`].
+    Given(Bytes),
+    /// A copy, behind what it counts for.
+    Copy(triomphe::Arc<HeaderSlice<Charge, [u8]>>),
 }
 
 /// The memory of all shared data that is alive.
 #[derive(Debug, Default)]
 pub(crate) struct SharedMemory(Arc<AtomicUsize>);
 
-/// One piece of it: gives its part back when nobody needs it any more, in whichever thread that is.
-struct Counted {
-    data: Vec<u8>,
+/// What one piece of it counts for: given back when nobody needs it any more, in whichever thread that is.
+#[derive(Debug)]
+pub struct Charge {
+    bytes: usize,
     memory: Arc<AtomicUsize>,
 }
 
+struct Counted {
+    data: Vec<u8>,
+    _charge: Charge,
+}
+
 impl SharedMemory {
-    pub(crate) fn share(&self, data: impl AsRef<[u8]> + Into<Vec<u8>>) -> Shared {
-        let slice = data.as_ref();
+    pub(crate) fn share(&self, data: Cow<'_, [u8]>) -> Shared {
         let mut bytes = [0; SMALL];
-        if let (Some(room), Ok(length)) = (bytes.get_mut(..slice.len()), u8::try_from(slice.len())) {
-            room.copy_from_slice(slice);
+        if let (Some(room), Ok(length)) = (bytes.get_mut(..data.len()), u8::try_from(data.len())) {
+            room.copy_from_slice(&data);
             return Shared(Repr::Copied { length, bytes });
         }
-        let data = data.into();
-        self.0.fetch_add(data.capacity(), Ordering::Relaxed);
-        Shared(Repr::Held(Bytes::from_owner(Counted { data, memory: Arc::clone(&self.0) })))
+        Shared(Repr::Held(match data {
+            Cow::Borrowed(slice) => {
+                Held::Copy(triomphe::Arc::from_header_and_slice(self.charge(slice.len()), slice))
+            }
+            Cow::Owned(data) => {
+                let _charge = self.charge(data.capacity());
+                Held::Given(Bytes::from_owner(Counted { data, _charge }))
+            }
+        }))
+    }
+
+    fn charge(&self, bytes: usize) -> Charge {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+        Charge { bytes, memory: Arc::clone(&self.0) }
     }
 
     pub(crate) fn in_use(&self) -> usize {
@@ -60,9 +88,32 @@ impl AsRef<[u8]> for Counted {
     }
 }
 
-impl Drop for Counted {
+impl Drop for Charge {
     fn drop(&mut self) {
-        self.memory.fetch_sub(self.data.capacity(), Ordering::Relaxed);
+        self.memory.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Given(bytes) => bytes,
+            Self::Copy(copy) => &copy.slice,
+        }
+    }
+}
+
+impl From<Bytes> for Held {
+    fn from(bytes: Bytes) -> Self {
+        Self::Given(bytes)
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len())
     }
 }
 
@@ -72,7 +123,7 @@ impl Deref for Shared {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             Repr::Copied { length, bytes } => bytes.get(..usize::from(*length)).unwrap_or_default(),
-            Repr::Held(bytes) => bytes,
+            Repr::Held(held) => held,
         }
     }
 }
@@ -103,7 +154,7 @@ pub trait Sealed: Sized {
     fn charge(&self) -> usize;
     /// What is not to be copied; or itself, if it is.
     #[doc(hidden)]
-    fn into_held(self) -> Result<Bytes, Self>;
+    fn into_held(self) -> Result<Held, Self>;
     #[doc(hidden)]
     fn as_slice(&self) -> &[u8];
 }
@@ -119,8 +170,8 @@ impl Sealed for Bytes {
         self.len()
     }
 
-    fn into_held(self) -> Result<Bytes, Self> {
-        Ok(self)
+    fn into_held(self) -> Result<Held, Self> {
+        Ok(self.into())
     }
 
     fn as_slice(&self) -> &[u8] {
@@ -139,10 +190,10 @@ impl Sealed for Shared {
         REFERENCE.min(self.len())
     }
 
-    fn into_held(self) -> Result<Bytes, Self> {
+    fn into_held(self) -> Result<Held, Self> {
         match self.0 {
             Repr::Copied { .. } => Err(self),
-            Repr::Held(bytes) => Ok(bytes),
+            Repr::Held(held) => Ok(held),
         }
     }
 
@@ -158,14 +209,26 @@ mod tests {
     #[test]
     fn counts_once_until_the_last_handle_is_gone() {
         let memory = SharedMemory::default();
-        let line = memory.share(vec![7; 1000]);
-        let queued = line.clone().into_held().unwrap();
-        assert_eq!(memory.in_use(), 1000);
-        drop(line);
-        assert_eq!(memory.in_use(), 1000);
-        assert_eq!(queued.len(), 1000);
-        drop(queued);
+        let data = [7; 1000];
+        for line in [memory.share(Cow::Owned(data.to_vec())), memory.share(Cow::Borrowed(&data))] {
+            let queued = line.clone().into_held().unwrap();
+            let others = memory.in_use() - 1000;
+            drop(line);
+            assert_eq!(memory.in_use(), others + 1000);
+            assert_eq!(*queued, data);
+            // In whichever thread.
+            std::thread::spawn(move || drop(queued)).join().unwrap();
+            assert_eq!(memory.in_use(), others);
+        }
         assert_eq!(memory.in_use(), 0);
+    }
+
+    #[test]
+    fn a_vec_is_not_copied_and_a_reference_takes_no_more_than_one_to_bytes() {
+        let data = vec![7; 1000];
+        let place = data.as_ptr();
+        assert_eq!(SharedMemory::default().share(Cow::Owned(data)).as_ptr(), place);
+        assert_eq!(size_of::<Held>(), size_of::<Bytes>());
     }
 
     #[test]
@@ -173,9 +236,9 @@ mod tests {
         let memory = SharedMemory::default();
         for length in [0, 1, SMALL - 1, SMALL, SMALL + 1, 300] {
             let data = vec![7; length];
-            let line = memory.share(&data[..]);
+            let line = memory.share(Cow::Borrowed(&data));
             assert_eq!(*line, *data);
-            assert_eq!(line, memory.share(data));
+            assert_eq!(line, memory.share(Cow::Owned(data)));
             assert_eq!(memory.in_use() > 0, length > SMALL, "{length}");
             assert_eq!(line.length(), length);
         }
