@@ -63,7 +63,7 @@ impl Admission {
         if connection.refused {
             self.refused -= 1;
         } else if connection.listener.is_some()
-            && let Some(network) = network(&connection.peer, limits)
+            && let Some(network) = network(&connection.peer.address(), limits)
             && let Some(open) = self.open.get_mut(&network)
         {
             *open -= 1;
@@ -85,7 +85,7 @@ impl Admission {
             if connection.refused {
                 counted.refused += 1;
             } else if connection.listener.is_some() {
-                counted.enter(limits, &connection.peer);
+                counted.enter(limits, &connection.peer.address());
             }
         }
         if counted.open == self.open && counted.refused == self.refused {

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use epoll_sys::Then;
+use epoll_sys::{Then, Timestamp};
 
 use crate::file::FileSlice;
 use crate::shared::Held;
@@ -139,6 +139,8 @@ pub(crate) struct OutputQueue {
     len: usize,
     in_files: usize,
     charge: usize,
+    /// Since when it waits without the kernel having taken any of it, if it has been offered.
+    pub(crate) blocked_since: Option<Timestamp>,
     /// An empty segment that has been written, for the next copy.
     spare: Vec<u8>,
 }
@@ -282,6 +284,7 @@ impl QueuePool {
             queue.len = 0;
             queue.in_files = 0;
             queue.charge = 0;
+            queue.blocked_since = None;
             self.queues.push(queue);
         }
     }
@@ -506,8 +509,9 @@ mod tests {
         let mut queue = pool.take();
         queue.push_copy(b"left over");
         queue.advance(3);
+        queue.blocked_since = Some(Timestamp::from_nanoseconds(1));
         pool.put(queue);
         let queue = pool.take();
-        assert_eq!((queue.len(), queue.pieces(), queue.written), (0, 0, 0));
+        assert_eq!((queue.len(), queue.pieces(), queue.written, queue.blocked_since), (0, 0, 0, None));
     }
 }

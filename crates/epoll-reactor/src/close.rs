@@ -36,7 +36,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Says whether the kernel could: it cannot if the peer has reset the connection.
     pub(crate) fn send_fin(&self, id: ConnId) -> bool {
-        let fd = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref());
+        let fd = self.fds.get(id.index()).and_then(Option::as_ref);
         fd.is_some_and(|fd| self.kernel.shutdown_write(fd).is_ok())
     }
 
@@ -51,7 +51,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.ctx.make_ready(id);
                 return;
             }
-            let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
+            let Some(fd) = self.fds.get(id.index()).and_then(Option::as_ref) else {
                 return;
             };
             match self.kernel.recv(fd, &mut self.read_buffer) {
@@ -112,13 +112,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let mut freed = false;
         for id in std::mem::take(&mut self.ctx.dead) {
             let Some(mut connection) = self.ctx.connections.remove(id.0) else { continue };
-            let side = self.sides.get_mut(id.index()).and_then(Option::take);
-            let (fd, state) = side.map_or((None, None), |side| (side.fd, side.state));
+            let fd = self.fds.get_mut(id.index()).and_then(Option::take);
+            let state = self.states.get_mut(id.index()).and_then(Option::take);
             if let Some(fd) = fd {
                 freed = true;
                 self.close_descriptor(fd, connection.reset_on_close);
             }
-            let unsent = connection.discarded_output + connection.queued();
+            let unsent = connection.discarded + connection.queued();
             self.ctx.admission.leave(&self.ctx.limits, &connection);
             self.ctx.buffered -= connection.memory();
             if let Some(queue) = connection.output.take() {
@@ -136,7 +136,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             };
             let (state, reason) =
                 (state.unwrap_or_default(), connection.reason.unwrap_or(CloseReason::Local));
+            self.ctx.parting = Some((id, connection.peer));
             self.call(|handler, ctx| handler.on_close(ctx, id, state, reason, &stats));
+            self.ctx.parting = None;
         }
         self.resume_listeners(freed);
     }

@@ -4,7 +4,7 @@ use epoll_sys::{ConnectProgress, Errno, Interest, Kernel};
 
 use crate::connection::Phase;
 use crate::handler::{CloseReason, Handler};
-use crate::reactor::{Reactor, Side};
+use crate::reactor::Reactor;
 use crate::token::ConnId;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
@@ -14,7 +14,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         if connection.phase != Phase::Connecting {
             return;
         }
-        let started = self.kernel.connect(&connection.peer);
+        let started = self.kernel.connect(&connection.peer.address());
         let (fd, progress) = match started {
             Ok((fd, progress)) => (Some(fd), Ok(progress)),
             Err(errno) => (None, Err(errno)),
@@ -25,7 +25,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         };
         // A descriptor that epoll did not take is closed here: there is nothing to delete it from.
         let fd = fd.filter(|_| added.is_ok());
-        self.put_side(id, Side { fd, state: Some(H::Conn::default()) });
+        self.put_beside(id, fd, Some(H::Conn::default()));
         self.ctx.arm(id);
         match added.and(progress) {
             Ok(ConnectProgress::InProgress) => (),
@@ -47,8 +47,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
         connection.writable = true;
         connection.active = now;
-        if connection.output.is_some() {
-            connection.write_blocked = Some(now);
+        if let Some(queue) = &mut connection.output {
+            queue.blocked_since = Some(now);
         }
         if connection.reason.is_some() {
             // Closed before it opened: what was sent to it is still delivered.
@@ -64,7 +64,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     pub(crate) fn take_error(&self, id: ConnId) -> Option<Errno> {
-        let fd = self.sides.get(id.index())?.as_ref()?.fd.as_ref()?;
+        let fd = self.fds.get(id.index())?.as_ref()?;
         self.kernel.take_error(fd).unwrap_or_else(Some)
     }
 }

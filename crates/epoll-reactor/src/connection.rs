@@ -7,6 +7,7 @@ use crate::admission::{HEARD_OUT, TELLING};
 use crate::buffer::{InputTail, OutputQueue};
 use crate::handler::CloseReason;
 use crate::limits::Limits;
+use crate::peer::Peer;
 use crate::token::ListenerId;
 
 /// How far along its life a connection is. It only moves down this list.
@@ -64,13 +65,11 @@ pub(crate) struct Connection {
     pub(crate) input: Option<Box<InputTail>>,
     /// Invariant: `None` when there is no output waiting.
     pub(crate) output: Option<Box<OutputQueue>>,
-    pub(crate) peer: Address,
+    pub(crate) peer: Peer,
     pub(crate) listener: Option<ListenerId>,
     pub(crate) opened: Timestamp,
     /// When something was last read or written.
     pub(crate) active: Timestamp,
-    /// Since when output waits without the kernel having taken any.
-    pub(crate) write_blocked: Option<Timestamp>,
     /// While lingering, the end of that; for one that was refused, the end of it all.
     pub(crate) read_deadline: Option<Timestamp>,
     pub(crate) timer: Option<Timestamp>,
@@ -79,10 +78,9 @@ pub(crate) struct Connection {
     pub(crate) bytes_received: u64,
     pub(crate) bytes_sent: u64,
     /// Bytes the handler holds for it, by its own account.
-    pub(crate) held: usize,
-    /// Output dropped to free memory before the connection is taken apart.
-    pub(crate) discarded_output: usize,
-    /// Bytes discarded while lingering.
+    pub(crate) held: u32,
+    /// Bytes of input discarded while it lingers; once it is dead, of output dropped to free memory before it is
+    /// taken apart.
     pub(crate) discarded: usize,
 }
 
@@ -106,21 +104,24 @@ pub(crate) enum Due {
 }
 
 impl Connection {
-    pub(crate) const fn accepted(peer: Address, listener: ListenerId, now: Timestamp) -> Self {
+    pub(crate) fn accepted(peer: Address, listener: ListenerId, now: Timestamp) -> Self {
         Self::new(Phase::Open, peer, Some(listener), now)
     }
 
     /// One for which there is no room.
     pub(crate) fn refused(peer: Address, listener: ListenerId, limits: &Limits, now: Timestamp) -> Self {
         let deadline = now + limits.linger_timeout.min(TELLING);
-        Self { refused: true, read_deadline: Some(deadline), ..Self::accepted(peer, listener, now) }
+        let mut refused = Self::accepted(peer, listener, now);
+        refused.refused = true;
+        refused.read_deadline = Some(deadline);
+        refused
     }
 
-    pub(crate) const fn outbound(peer: Address, now: Timestamp) -> Self {
+    pub(crate) fn outbound(peer: Address, now: Timestamp) -> Self {
         Self::new(Phase::Connecting, peer, None, now)
     }
 
-    const fn new(phase: Phase, peer: Address, listener: Option<ListenerId>, now: Timestamp) -> Self {
+    fn new(phase: Phase, peer: Address, listener: Option<ListenerId>, now: Timestamp) -> Self {
         Self {
             phase,
             reason: None,
@@ -142,18 +143,16 @@ impl Connection {
             in_dirty: false,
             input: None,
             output: None,
-            peer,
+            peer: Peer::new(peer),
             listener,
             opened: now,
             active: now,
-            write_blocked: None,
             read_deadline: None,
             timer: None,
             armed: None,
             bytes_received: 0,
             bytes_sent: 0,
             held: 0,
-            discarded_output: 0,
             discarded: 0,
         }
     }
@@ -187,6 +186,11 @@ impl Connection {
         self.output.as_ref().map_or(0, |queue| queue.len())
     }
 
+    /// Since when output waits without the kernel having taken any.
+    pub(crate) fn write_blocked(&self) -> Option<Timestamp> {
+        self.output.as_ref()?.blocked_since
+    }
+
     /// What of its output is not in files.
     pub(crate) fn output_in_memory(&self) -> usize {
         self.output.as_ref().map_or(0, |queue| queue.in_memory())
@@ -196,7 +200,7 @@ impl Connection {
     pub(crate) fn memory(&self) -> usize {
         let input = self.input.as_ref().map_or(0, |tail| tail.held());
         let output = self.output.as_ref().map_or(0, |queue| queue.charge());
-        input + output + self.held
+        input + output + self.held as usize
     }
 
     /// The memory that would be free without it, at most: data that others wait for too is freed with the last of
@@ -219,7 +223,7 @@ impl Connection {
 
     /// The nearest time at which [`due`](Self::due) may say something, if nothing happens before.
     pub(crate) fn next_deadline(&self, limits: &Limits) -> Option<Timestamp> {
-        let stall = self.write_blocked.map(|since| since + limits.write_stall_timeout);
+        let stall = self.write_blocked().map(|since| since + limits.write_stall_timeout);
         let candidates = match self.phase {
             Phase::Connecting => [Some(self.opened + limits.connect_timeout), None, None, None],
             Phase::Open => {
@@ -237,7 +241,7 @@ impl Connection {
     pub(crate) fn due(&self, limits: &Limits, now: Timestamp) -> Due {
         let passed = |deadline: Option<Timestamp>| deadline.is_some_and(|deadline| deadline <= now);
         let after = |since: Timestamp, time| passed(Some(since + time));
-        let stalled = self.write_blocked.is_some_and(|since| after(since, limits.write_stall_timeout));
+        let stalled = self.write_blocked().is_some_and(|since| after(since, limits.write_stall_timeout));
         let reason = match self.phase {
             Phase::Connecting if after(self.opened, limits.connect_timeout) => {
                 Some(CloseReason::ConnectFailed(Errno::ETIMEDOUT))
@@ -280,7 +284,7 @@ mod tests {
     /// Every connection costs this much, and a descriptor and the handler's state beside it.
     #[test]
     fn an_idle_connection_is_small() {
-        assert!(size_of::<Connection>() <= 200, "{} bytes", size_of::<Connection>());
+        assert!(size_of::<Connection>() <= 144, "{} bytes", size_of::<Connection>());
     }
 
     #[test]
@@ -307,7 +311,14 @@ mod tests {
                 5,
                 Due::Close(CloseReason::ReadTimeout),
             ),
-            ("stall", |it| it.write_blocked = Some(it.opened), 30, Due::Close(CloseReason::WriteStalled)),
+            (
+                "stall",
+                |it| {
+                    it.output.get_or_insert_default().blocked_since = Some(it.opened);
+                },
+                30,
+                Due::Close(CloseReason::WriteStalled),
+            ),
             ("timer", |it| it.timer = Some(it.opened + Duration::from_secs(7)), 7, Due::Timer),
             ("linger", |it| it.phase = Phase::Lingering, 1, Due::Close(CloseReason::Local)),
             (

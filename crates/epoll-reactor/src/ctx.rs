@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::connection::{Connection, Fin, Phase};
 use crate::handler::CloseReason;
 use crate::limits::Limits;
+use crate::peer::Peer;
 use crate::shared::SharedMemory;
 use crate::slab::Slab;
 use crate::stats::Counters;
@@ -19,7 +20,7 @@ use crate::timers::Timers;
 use crate::token::{ConnId, ListenerId, SourceId, Token};
 
 /// What one connection may account for, so that the sum over all of them fits a number.
-const MOST_ACCOUNTED: usize = usize::MAX >> 32;
+const MOST_ACCOUNTED: u32 = u32::MAX;
 
 /// The loop as a callback sees it: every connection's output, timers and end, and the time.
 ///
@@ -53,6 +54,8 @@ pub struct Ctx {
     /// when the callback returns, not at the end of the turn. Otherwise what many say to one in one turn
     /// would count against it before it could have read a byte.
     pub(crate) overdue: Vec<ConnId>,
+    /// Who it is that `on_close` is being called for, as its connection is gone already.
+    pub(crate) parting: Option<(ConnId, Peer)>,
     /// Connections to be taken apart at the end of this turn.
     pub(crate) dead: Vec<ConnId>,
     /// Outbound connections to be started at the end of this turn.
@@ -80,6 +83,7 @@ impl Ctx {
             ready: VecDeque::new(),
             dirty: VecDeque::new(),
             overdue: Vec::new(),
+            parting: None,
             dead: Vec::new(),
             to_connect: Vec::new(),
             to_unwatch: Vec::new(),
@@ -133,10 +137,20 @@ impl Ctx {
         self.connections.get(id.0).is_some_and(Connection::is_live)
     }
 
-    /// The peer's address, as long as the connection is not gone.
+    /// The peer's address, as long as the connection is not gone, and for the length of its
+    /// [`on_close`](crate::Handler::on_close).
     #[must_use]
-    pub fn peer_address(&self, id: ConnId) -> Option<&Address> {
-        self.connections.get(id.0).map(|connection| &connection.peer)
+    #[inline]
+    pub fn peer_address(&self, id: ConnId) -> Option<Address> {
+        match self.connections.get(id.0) {
+            Some(connection) => Some(connection.peer.address()),
+            None => self.parting_address(id),
+        }
+    }
+
+    #[cold]
+    fn parting_address(&self, id: ConnId) -> Option<Address> {
+        self.parting.as_ref().filter(|(gone, _)| *gone == id).map(|(_, peer)| peer.address())
     }
 
     /// The listener that accepted it; `None` for outbound connections.
@@ -235,10 +249,13 @@ impl Ctx {
     /// given before. Beyond it those connections that hold most are closed, with
     /// [`MemoryLimit`](CloseReason::MemoryLimit).
     pub fn account(&mut self, id: ConnId, bytes: usize) {
-        // One byte too much is as good as any number of them, and sums of it stay exact.
-        let bytes = bytes.min(self.limits.memory.saturating_add(1)).min(MOST_ACCOUNTED);
-        if let Some(connection) = self.connections.get_mut(id.0) {
-            self.buffered = self.buffered - connection.held + bytes;
+        if let Some(connection) = self.connections.get_mut(id.0)
+            && connection.held as usize != bytes
+        {
+            // One byte too much is as good as any number of them, and sums of it stay exact.
+            let bytes = bytes.min(self.limits.memory.saturating_add(1));
+            let bytes = u32::try_from(bytes).unwrap_or(MOST_ACCOUNTED);
+            self.buffered = self.buffered - connection.held as usize + bytes as usize;
             connection.held = bytes;
             self.short_of_memory |= self.buffered() > self.limits.memory;
         }
@@ -258,7 +275,7 @@ impl Ctx {
     /// before. It may be late by a turn and by the millisecond that epoll_wait(2) rounds to, never early.
     pub fn set_timer(&mut self, id: ConnId, delay: Duration) {
         // Never due in the turn that sets it: one that `on_timer` sets to zero would keep the turn from ending.
-        let at = self.now() + delay.max(Duration::from_nanos(1));
+        let at = (self.now() + delay).max(self.now() + Duration::from_nanos(1));
         if let Some(connection) = self.connections.get_mut(id.0).filter(|connection| connection.is_live()) {
             connection.timer = Some(at);
             // Moved back, as by each request of a client, it costs no more than this: see `timers.rs`.
@@ -266,6 +283,13 @@ impl Ctx {
                 self.arm(id);
             }
         }
+    }
+
+    /// How long it is until the time that [`set_timer`](Self::set_timer) has set; zero if that has passed. `None` if
+    /// none is set.
+    #[must_use]
+    pub fn timer(&self, id: ConnId) -> Option<Duration> {
+        Some(self.connections.get(id.0)?.timer? - self.now())
     }
 
     /// Takes back what [`set_timer`](Self::set_timer) asked for.
@@ -344,7 +368,7 @@ impl Ctx {
     pub(crate) fn release(&mut self, id: ConnId) {
         if let Some(connection) = self.connections.get_mut(id.0) {
             self.buffered -= connection.memory();
-            connection.discarded_output += connection.queued();
+            connection.discarded += connection.queued();
             connection.input = None;
             connection.held = 0;
             if let Some(queue) = connection.output.take() {
@@ -365,70 +389,10 @@ impl Ctx {
                 connection.reason = Some(reason);
             }
             connection.phase = Phase::Dead;
+            // Of input until now.
+            connection.discarded = 0;
             self.dead.push(id);
         }
-    }
-
-    /// Checks the loop's books, between turns: for tests, on the simulated kernel above all.
-    ///
-    /// # Errors
-    /// What does not hold, in words.
-    #[cfg(feature = "sim")]
-    pub fn audit(&self) -> Result<(), String> {
-        let mut sum = 0;
-        for token in (0..self.connections.end()).filter_map(|index| self.connections.token_at(index)) {
-            let Some(connection) = self.connections.get(token) else { continue };
-            let id = ConnId(token);
-            let (queued, held) = (connection.queued(), connection.held);
-            sum += connection.output.as_ref().map_or(0, |queue| queue.charge());
-            sum += held + connection.input.as_ref().map_or(0, |tail| tail.held());
-            let in_memory = connection.output_in_memory();
-            if in_memory > self.limits.output {
-                return Err(format!(
-                    "{id}: {in_memory} bytes queued, above the limit of {}",
-                    self.limits.output
-                ));
-            }
-            if connection.output.is_some() && queued == 0 {
-                return Err(format!("{id}: an empty queue was kept"));
-            }
-            if connection.in_dirty != self.dirty.contains(&id)
-                || connection.in_ready != self.ready.contains(&token)
-            {
-                return Err(format!("{id}: its marks and the loop's lists disagree"));
-            }
-            let tail = connection.input.as_ref().map_or(0, |tail| tail.len());
-            // Held up, it may be complete messages that wait their turn.
-            if tail >= self.limits.input && connection.may_deliver() && !connection.again {
-                return Err(format!(
-                    "{id}: {tail} bytes left unconsumed, with a limit of {}",
-                    self.limits.input
-                ));
-            }
-            if connection.budget_spent && !connection.in_ready {
-                return Err(format!("{id}: its output waits for a turn that never comes"));
-            }
-            let armed = connection.armed;
-            if let Some(deadline) = connection.next_deadline(&self.limits)
-                && armed.is_none_or(|armed| deadline < armed)
-                && !matches!(connection.phase, Phase::Connecting)
-            {
-                return Err(format!("{id}: a deadline at {deadline:?}, and the timers know of {armed:?}"));
-            }
-        }
-        let tokens = (0..self.connections.end()).filter_map(|index| self.connections.token_at(index));
-        self.admission.audit(&self.limits, tokens.filter_map(|token| self.connections.get(token)))?;
-        if sum != self.buffered {
-            return Err(format!("buffered is {}, and the sum over all connections {sum}", self.buffered));
-        }
-        let dying = self.dead.len();
-        if self.buffered > self.limits.memory && dying == 0 {
-            return Err(format!(
-                "{} bytes are held, above the limit of {}",
-                self.buffered, self.limits.memory
-            ));
-        }
-        Ok(())
     }
 
     /// Sees to it that the loop looks at `id` no later than its nearest deadline.
@@ -438,10 +402,12 @@ impl Ctx {
             && connection.armed.is_none_or(|armed| deadline < armed)
         {
             connection.armed = Some(deadline);
-            self.timers.push(deadline, id);
+            self.timers.push(deadline, id.0.index());
             let connections = &self.connections;
-            self.timers.compact(connections.len(), |at, id| {
-                connections.get(id.0).is_some_and(|connection| connection.armed == Some(at))
+            self.timers.compact(connections.len(), |at, index| {
+                let connection =
+                    connections.token_at(index as usize).and_then(|token| connections.get(token));
+                connection.is_some_and(|connection| connection.armed == Some(at))
             });
         }
     }

@@ -131,7 +131,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// One write that is not interrupted; returns how much was taken, and notes when that is not all.
     fn write(&mut self, id: ConnId, pieces: &[IoSlice<'_>], then: Then) -> usize {
-        let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
+        let Some(fd) = self.fds.get(id.index()).and_then(Option::as_ref) else {
             return 0;
         };
         let result = loop {
@@ -165,7 +165,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// One sendfile; returns how much was taken. Short of all of it says nothing of the socket, unlike a write: it may
     /// be tried again until it is refused, and if it was interrupted, it is.
     fn write_file(&mut self, id: ConnId, slice: &FileSlice) -> usize {
-        let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
+        let Some(fd) = self.fds.get(id.index()).and_then(Option::as_ref) else {
             return 0;
         };
         let count = usize::try_from(slice.length).unwrap_or(usize::MAX);
@@ -198,10 +198,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             connection.active = now;
         }
         let queued = connection.queued();
-        if queued == 0 {
-            connection.write_blocked = None;
-        } else if written > 0 || connection.write_blocked.is_none() {
-            connection.write_blocked = Some(now);
+        if let Some(queue) = &mut connection.output
+            && (written > 0 || queue.blocked_since.is_none())
+        {
+            queue.blocked_since = Some(now);
             self.ctx.arm(id);
         }
         if let Some(connection) = self.ctx.connections.get_mut(id.0)

@@ -67,6 +67,8 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+#[cfg(feature = "sim")]
+mod audit;
 mod buffer;
 mod clock;
 mod close;
@@ -82,6 +84,7 @@ mod handler;
 mod limits;
 mod listener;
 mod output;
+mod peer;
 mod reactor;
 mod remote;
 mod serve;

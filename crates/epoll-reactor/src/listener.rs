@@ -13,7 +13,7 @@ use epoll_sys::{Address, Call, Errno, Interest, Kernel, Reaction, Timestamp, rea
 use crate::admission::Full;
 use crate::connection::Connection;
 use crate::handler::{CloseReason, Handler};
-use crate::reactor::{Reactor, Registration, Side};
+use crate::reactor::{Reactor, Registration};
 use crate::token::{ConnId, ListenerId, Token};
 
 pub(crate) struct Listener<F> {
@@ -152,7 +152,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             listener.in_trouble = false;
         }
         if let Some(connection) = self.ctx.connections.get(id.0) {
-            self.ctx.admission.enter(&self.ctx.limits, &connection.peer);
+            self.ctx.admission.enter(&self.ctx.limits, &connection.peer.address());
         }
         self.ctx.counters.accepted += 1;
         self.call_on_open(id);
@@ -171,7 +171,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.ctx.connections.remove(id.0);
             return Err(errno);
         }
-        self.put_side(id, Side { fd: Some(fd), state });
+        self.put_beside(id, Some(fd), state);
         Ok(id)
     }
 

@@ -24,8 +24,10 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) kernel: K,
     pub(crate) handler: H,
     pub(crate) ctx: Ctx,
-    /// The descriptor and the handler's state of each connection, under the index of its id.
-    pub(crate) sides: Vec<Option<Side<K::Fd, H::Conn>>>,
+    /// The descriptor of each connection, under the index of its id; out of reach of [`Ctx`], as `states` is.
+    pub(crate) fds: Vec<Option<K::Fd>>,
+    /// The handler's state of each connection. `None` for one that was refused: no callback is called for it.
+    pub(crate) states: Vec<Option<H::Conn>>,
     pub(crate) registrations: Slab<Registration<K::Fd>>,
     pub(crate) read_buffer: Vec<u8>,
     /// Held so that it can be given up when there are no others: see `listener.rs`.
@@ -59,14 +61,6 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
 
 /// A flood never comes to an end; requests that had arrived when a drain began do.
 const MOST_TURNS_UNTOLD: u32 = 64;
-
-/// What the loop keeps of a connection out of reach of [`Ctx`].
-pub(crate) struct Side<F, C> {
-    /// `None` until an outbound connection has been started.
-    pub(crate) fd: Option<F>,
-    /// `None` for one that was refused: no callback is called for it.
-    pub(crate) state: Option<C>,
-}
 
 /// Everything with a descriptor that is not a connection.
 pub(crate) enum Registration<F> {
@@ -134,7 +128,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             read_buffer: vec![0; limits.read_buffer],
             next_tick: limits.tick.map(|period| kernel.now() + period),
             ctx: Ctx::new(limits, clock),
-            sides: Vec::new(),
+            fds: Vec::new(),
+            states: Vec::new(),
             registrations,
             shutdown: Shutdown::No,
             forced: false,

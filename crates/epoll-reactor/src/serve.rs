@@ -5,7 +5,7 @@ use epoll_sys::{Call, Errno, Kernel, Reaction, Readiness, reaction};
 use crate::buffer::InputTail;
 use crate::connection::{Fin, Phase};
 use crate::handler::{CloseReason, Handler};
-use crate::reactor::{Reactor, Side};
+use crate::reactor::Reactor;
 use crate::token::ConnId;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
@@ -162,7 +162,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// One read that is not interrupted, and what it says about the socket.
     fn receive(&mut self, id: ConnId, room: &mut [u8]) -> Received {
-        let Some(fd) = self.sides.get(id.index()).and_then(|side| side.as_ref()?.fd.as_ref()) else {
+        let Some(fd) = self.fds.get(id.index()).and_then(Option::as_ref) else {
             return Received::Nothing;
         };
         let result = loop {
@@ -236,13 +236,11 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.ctx.arm(id);
     }
 
-    pub(crate) fn put_side(&mut self, id: ConnId, side: Side<K::Fd, H::Conn>) {
-        if self.sides.len() <= id.index() {
-            self.sides.resize_with(id.index() + 1, || None);
-        }
-        if let Some(place) = self.sides.get_mut(id.index()) {
-            *place = Some(side);
-        }
+    /// Keeps beside the connection what is out of reach of [`Ctx`](crate::Ctx): no descriptor until an outbound one
+    /// has been started, and no state for one that was refused.
+    pub(crate) fn put_beside(&mut self, id: ConnId, fd: Option<K::Fd>, state: Option<H::Conn>) {
+        put_at(&mut self.fds, id.index(), fd);
+        put_at(&mut self.states, id.index(), state);
     }
 
     /// An error event that no read will explain.
@@ -262,6 +260,15 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             errno => CloseReason::Error(errno),
         };
         self.ctx.kill(id, reason);
+    }
+}
+
+fn put_at<T>(places: &mut Vec<Option<T>>, index: usize, value: Option<T>) {
+    if places.len() <= index {
+        places.resize_with(index + 1, || None);
+    }
+    if let Some(place) = places.get_mut(index) {
+        *place = value;
     }
 }
 

@@ -270,7 +270,7 @@ impl<H: EventHandler> Handler for Clients<H> {
     type Message = ();
 
     fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut ()) {
-        let Some(peer) = ctx.peer_address(id).cloned() else { return };
+        let Some(peer) = ctx.peer_address(id) else { return };
         match self.handler.on_connection(id.as_u64(), &TcpStream { peer }) {
             Ok(()) => {
                 self.members.insert(id, ());

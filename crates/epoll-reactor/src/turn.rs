@@ -209,8 +209,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         self.put_off = 0;
         let now = self.ctx.now();
-        while let Some((at, id)) = self.ctx.timers.pop_due(now) {
-            self.check_deadline(at, id);
+        while let Some((at, index)) = self.ctx.timers.pop_due(now) {
+            if let Some(token) = self.ctx.connections.token_at(index as usize) {
+                self.check_deadline(at, ConnId(token));
+            }
         }
         if let Some(period) = self.ctx.limits.tick
             && self.next_tick.is_some_and(|at| at <= now)
@@ -301,7 +303,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         id: ConnId,
         call: impl FnOnce(&mut H, &mut Ctx, &mut H::Conn) -> R,
     ) -> Option<R> {
-        let state = self.sides.get_mut(id.index())?.as_mut()?.state.as_mut()?;
+        let state = self.states.get_mut(id.index())?.as_mut()?;
         self.callbacks += 1;
         self.ctx.current = Some(id);
         let handler = &mut self.handler;

@@ -9,7 +9,9 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::io::ErrorKind;
+use std::rc::Rc;
 use std::time::Duration;
 
 use epoll_reactor::{CloseReason, ConnId, Ctx, Errno, Limits, SendOutcome};
@@ -144,6 +146,21 @@ fn a_connection_closed_by_another_s_callback_is_not_served_though_its_event_is_i
         drop(peers);
         harness.until("both ends", |script| script.count(|call| matches!(call, Call::Close(..))) == 2);
     }
+}
+
+#[test]
+fn on_close_can_still_name_the_peer_and_whoever_is_told_later_cannot() {
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let note = told.clone();
+    let script = Script::default().close(move |ctx, id| note.borrow_mut().push(ctx.peer_address(id)));
+    let mut harness = Harness::new(script);
+    let (peer, id) = harness.open();
+    let address = harness.ctx().peer_address(id);
+    assert!(address.is_some());
+    drop(peer);
+    harness.closed(id);
+    assert_eq!(*told.borrow(), [address]);
+    assert_eq!(harness.ctx().peer_address(id), None);
 }
 
 #[test]

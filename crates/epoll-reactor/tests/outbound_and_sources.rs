@@ -52,7 +52,7 @@ fn an_outbound_connection_opens_and_is_served_like_any_other() {
     let mut harness = Harness::new(Script::default());
     let (listener, address) = somebody();
     let id = harness.ctx().connect(address.clone()).unwrap();
-    assert_eq!(harness.ctx().peer_address(id), Some(&address));
+    assert_eq!(harness.ctx().peer_address(id), Some(address));
     harness.until("on_open", |script| script.opened() == [id]);
     assert_eq!(harness.ctx().listener(id), None);
     let mut other = accept(&listener);

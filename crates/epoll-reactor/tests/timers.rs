@@ -45,6 +45,17 @@ fn a_timer_fires_once_at_its_time_and_not_an_instant_before() {
 }
 
 #[test]
+fn the_time_left_is_told_until_the_timer_has_fired() {
+    let (mut harness, _peer, id) = stopped(Script::default(), Limits::default());
+    assert_eq!(harness.ctx().timer(id), None);
+    harness.ctx().set_timer(id, 3 * SECOND);
+    harness.advance(SECOND);
+    assert_eq!(harness.ctx().timer(id), Some(2 * SECOND));
+    harness.advance(2 * SECOND);
+    assert_eq!(harness.ctx().timer(id), None);
+}
+
+#[test]
 fn a_timer_set_again_counts_from_then_whether_nearer_or_later() {
     for (first, second) in [(5, 2), (2, 5), (5, 5)] {
         let (mut harness, _peer, id) = stopped(Script::default(), Limits::default());

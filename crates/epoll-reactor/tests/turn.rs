@@ -177,7 +177,7 @@ fn what_is_asked_for_between_turns_is_done_in_the_next_one_without_a_wait() {
         |ctx, id, _| ctx.resume_reading(id),
         |ctx, id, _| ctx.read_again(id),
         |ctx, _, source| ctx.unwatch(source),
-        |ctx, id, _| assert!(ctx.connect(ctx.peer_address(id).unwrap().clone()).is_some()),
+        |ctx, id, _| assert!(ctx.connect(ctx.peer_address(id).unwrap()).is_some()),
         |ctx, _, _| ctx.drain(Duration::from_secs(1)),
     ];
     for (index, request) in requests.into_iter().enumerate() {

@@ -197,7 +197,8 @@ impl Chaos {
     fn account(&mut self, ctx: &mut Ctx, id: ConnId) {
         let most = if !self.gentle && self.rng.u8(0..10) == 0 { ctx.limits().memory } else { 4_096 };
         let bytes = self.rng.usize(0..=most);
-        if ctx.peer_address(id).is_some() {
+        // The address of one that is gone can still be had in its own `on_close`.
+        if ctx.peer_address(id).is_some() && self.book(id).reason.is_none() {
             self.book(id).accounted = (bytes, Some(ctx.now()));
         }
         ctx.account(id, bytes);

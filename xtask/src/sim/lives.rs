@@ -206,7 +206,7 @@ impl Lives {
 
     pub(crate) fn opened(&mut self, ctx: &Ctx, id: ConnId) {
         self.opened += 1;
-        let address = ctx.peer_address(id).filter(|address| address.as_tcp().is_some()).cloned();
+        let address = ctx.peer_address(id).filter(|address| address.as_tcp().is_some());
         let life = Life::new(id, address.filter(|_| ctx.listener(id).is_some()), true, ctx.now());
         if self.lives.insert(id, life).is_some() {
             self.violation(format!("on_open for {id}, which there has been before"));

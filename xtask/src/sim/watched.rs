@@ -157,8 +157,11 @@ impl<H: Handler> Handler for Watched<H> {
         reason: CloseReason,
         stats: &CloseStats,
     ) {
-        if ctx.is_open(id) || ctx.peer_address(id).is_some() {
+        if ctx.is_open(id) || ctx.listener(id).is_some() {
             self.lives.violation(format!("on_close for {id}, which is still there"));
+        }
+        if ctx.peer_address(id).is_none() {
+            self.lives.violation(format!("on_close for {id}, and its peer's address is gone already"));
         }
         if conn.id.is_some_and(|owner| owner != id) {
             self.lives.violation(format!("on_close for {id} with the state of {:?}", conn.id));

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use epoll_reactor::{Address, ConnId, Ctx, Timestamp};
+use epoll_reactor::{ConnId, Ctx};
 
 use super::pool::Place;
 use super::{Connection, HttpConfig, Stage};
@@ -11,13 +11,11 @@ use super::{Connection, HttpConfig, Stage};
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) connection: Connection,
-    /// The loop forgets it before `on_close`, where unfinished answers are logged.
-    pub(super) peer: Address,
-    /// What the deadline that applies is for.
-    timed: Option<(Stage, u64)>,
-    deadline: Timestamp,
-    /// Of a body that is coming: how much of it `deadline` knows of.
-    received: u64,
+    /// What the deadline that applies is for, and for which request: of its number the lower half, since one that lasts
+    /// until 2^32 more have been answered there is not.
+    timed: Option<(Stage, u32)>,
+    /// Of a body that is coming: how much of it the deadline knows of, the lower half of that too.
+    received: u32,
     /// Reading is paused until the answer under way is out.
     pub(super) waiting: bool,
     /// What a thread does for it, or is to do.
@@ -25,16 +23,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(peer: Address, now: Timestamp) -> Self {
-        Self {
-            connection: Connection::new(),
-            peer,
-            timed: None,
-            deadline: now,
-            received: 0,
-            waiting: false,
-            work: None,
-        }
+    pub(super) fn new() -> Self {
+        Self { connection: Connection::new(), timed: None, received: 0, waiting: false, work: None }
     }
 
     pub(super) fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {
@@ -44,28 +34,31 @@ impl Client {
             return self.clear_timer(ctx, id);
         }
         let stage = self.connection.stage();
-        let timed = (stage, self.connection.answered());
+        let answered = self.connection.answered();
+        let timed = (stage, lower_half(answered));
         let changed = self.timed != Some(timed);
         if changed {
             self.timed = Some(timed);
         }
         let time = match stage {
             Stage::Answering => return self.clear_timer(ctx, id),
-            Stage::Body => self.body_time(ctx.now(), config, changed),
+            Stage::Body => self.body_time(ctx, id, config, changed),
             _ if !changed => return,
-            Stage::Idle if timed.1 > 0 => config.keep_alive_timeout,
+            Stage::Idle if answered > 0 => config.keep_alive_timeout,
             // Before its first request a client is as slow as one that has begun and not ended it.
             Stage::Idle | Stage::Head | Stage::Closed => config.head_timeout,
         };
-        self.deadline = ctx.now() + time;
         ctx.set_timer(id, time);
     }
 
     /// How long the client may be silent in the middle of a body.
-    fn body_time(&mut self, now: Timestamp, config: &HttpConfig, begins: bool) -> Duration {
-        let received = self.connection.body_received();
-        let left = if begins { config.body_timeout } else { self.deadline - now };
-        config.body_time(left, received.saturating_sub(std::mem::replace(&mut self.received, received)))
+    fn body_time(&mut self, ctx: &Ctx, id: ConnId, config: &HttpConfig, begins: bool) -> Duration {
+        let received = lower_half(self.connection.body_received());
+        let known = std::mem::replace(&mut self.received, received);
+        if begins {
+            return config.body_timeout;
+        }
+        config.body_time(ctx.timer(id).unwrap_or_default(), u64::from(received.wrapping_sub(known)))
     }
 
     /// Bytes of heap that are held for it.
@@ -83,5 +76,21 @@ impl Client {
         self.clear_timer(ctx, id);
         self.waiting = true;
         ctx.pause_reading(id);
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the lower half")]
+const fn lower_half(number: u64) -> u32 {
+    number as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every client costs this much, beside what the loop keeps of its connection.
+    #[test]
+    fn an_idle_client_is_small() {
+        assert!(size_of::<Client>() <= 56, "{} bytes", size_of::<Client>());
     }
 }

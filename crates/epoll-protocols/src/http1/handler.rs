@@ -132,6 +132,8 @@ impl<S: Service> Http<S> {
             self.date.set(ctx.wall_clock());
         }
         let client = self.clients.get_mut(id)?;
+        // The loop's own note of it, which lasts until `on_close` has returned.
+        let peer = ctx.peer_address(id)?;
         let mut answers = Answers { ctx, id, refused: false };
         let result = step(
             &mut client.connection,
@@ -139,7 +141,7 @@ impl<S: Service> Http<S> {
                 limits: &self.config.limits,
                 date: &self.date,
                 connection: id.as_u64(),
-                client: &client.peer,
+                client: &peer,
                 service: &mut self.service,
                 response: &mut self.response,
                 output: &mut answers,
@@ -183,7 +185,8 @@ impl<S: Service> Http<S> {
         let client = self.clients.get_mut(id)?;
         match next {
             Next::MoreInput => {
-                if std::mem::take(&mut client.waiting) {
+                if client.waiting {
+                    client.waiting = false;
                     ctx.resume_reading(id);
                 }
                 client.set_timer(ctx, id, &self.config);
@@ -338,8 +341,7 @@ impl<S: Service> Handler for Http<S> {
     type Message = HttpMessage<S::Message>;
 
     fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut ()) {
-        let peer = ctx.peer_address(id).cloned().unwrap_or(Address::UnixUnnamed);
-        self.clients.insert(id, Client::new(peer, ctx.now()));
+        self.clients.insert(id, Client::new());
         self.follow(ctx, id, Next::MoreInput);
     }
 
@@ -417,7 +419,7 @@ impl<S: Service> Handler for Http<S> {
         log::log!(
             level,
             "client {id}, {}: {reason}; {} requests, {} bytes sent",
-            client.peer,
+            ctx.peer_address(id).unwrap_or(Address::UnixUnnamed),
             client.connection.answered(),
             stats.bytes_sent
         );
