@@ -11,6 +11,7 @@
 
 mod support;
 
+use std::io::Write;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -155,6 +156,45 @@ fn a_new_connection_costs_an_accept_and_a_registration() {
     let Cost { calls, .. } = costs.turn();
     // The second accept says that there are no more.
     assert_eq!(calls, Calls { wait: 1, accept: 2, add: 1, ..Calls::default() });
+}
+
+/// As many as the tables have room for at that size, so that no room beyond it is counted.
+const IDLE: usize = 256;
+
+/// Bytes of heap that the server holds for each of [`IDLE`] clients, once all of them have had an answer and are idle.
+fn idle<H: Handler>(mut costs: Costs<H>, request: &[u8], answer: usize) -> usize {
+    // The first touches what the server itself needs.
+    let mut clients = costs.join(1);
+    clients[0].push(request);
+    costs.server.until("the answer", |_| {
+        clients[0].pull(1 << 16);
+        clients[0].len() >= answer
+    });
+    let mut each = Vec::with_capacity(IDLE);
+    let mut held = 0;
+    for _ in 1..IDLE {
+        let mut client = std::net::TcpStream::connect(costs.server.address).unwrap();
+        client.write_all(request).unwrap();
+        let accepted = costs.server.reactor.ctx().counters().bytes_sent + answer as u64;
+        held += measure(|| {
+            costs.server.until("an answer", |server| server.reactor.ctx().counters().bytes_sent >= accepted);
+            costs.server.settle();
+        })
+        .bytes_current;
+        each.push(client);
+    }
+    assert_eq!(costs.server.reactor.ctx().connections(), IDLE);
+    usize::try_from(held).unwrap().div_ceil(IDLE)
+}
+
+/// Whoever makes a connection dearer has to say so here and in `benchmark/README.md`.
+#[test]
+fn an_idle_connection_costs_so_many_bytes_and_no_more() {
+    let get = b"GET /hello HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n\r\n";
+    let each = idle(http(), get, answer_length(13));
+    assert!((100..=230).contains(&each), "{each} bytes an HTTP client");
+    let each = idle(Costs::of(Echo, Limits::default()), &[b'x'; 64], 64);
+    assert!((100..=156).contains(&each), "{each} bytes an echo client");
 }
 
 /// What it costs that `senders` of some clients have said `said` each, until everybody has heard all but its own. All that
