@@ -1,5 +1,6 @@
-//! The real kernel: [`Linux`] makes each call of [`Kernel`] through nix.
+//! The real kernel: [`Linux`] makes the calls of [`Kernel`], through nix but for two.
 
+mod direct;
 mod listen;
 mod signals;
 mod socket;
@@ -98,11 +99,11 @@ impl Kernel for Linux {
     }
 
     fn recv(&self, socket: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
-        nix_socket::recv(socket.as_raw_fd(), buffer, MsgFlags::empty())
+        direct::recv(socket, buffer)
     }
 
     fn send(&self, socket: &OwnedFd, data: &[u8]) -> Result<usize, Errno> {
-        nix_socket::send(socket.as_raw_fd(), data, MsgFlags::MSG_NOSIGNAL)
+        direct::send(socket, data)
     }
 
     fn writev(&self, socket: &OwnedFd, pieces: &[IoSlice<'_>], then: Then) -> Result<usize, Errno> {
