@@ -4,8 +4,8 @@
 use std::io;
 
 use epoll_protocols::http1::{
-    Answered, BodyFlow, BodyMode, BodyWriter, Files, FilesOptions, HttpConfig, Request, RequestId, Responder,
-    Response, Service, allow,
+    Answered, BodyFlow, BodyMode, BodyWriter, FieldLine, Files, FilesOptions, HttpConfig, Request, RequestId,
+    Responder, Response, Service, allow,
 };
 use epoll_reactor::Signal;
 
@@ -17,6 +17,11 @@ use crate::page::{self, Live};
 pub(crate) const OVERLOADED: &[u8] =
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n\
     Content-Length: 0\r\n\r\n";
+
+pub(crate) const TEXT: FieldLine = FieldLine::new("Content-Type: text/plain; charset=utf-8");
+
+/// Never the type of the request that it came in: a browser would run a script that somebody has it post here.
+const ECHOED: FieldLine = FieldLine::new("Content-Type: application/octet-stream");
 
 /// The answers, and what they need.
 pub(crate) struct Site {
@@ -52,7 +57,7 @@ impl Site {
             "*" => &["GET", "POST"],
             _ => {
                 response.set_status(404);
-                set_type(response, "text/plain; charset=utf-8");
+                response.field_line(TEXT);
                 return response.set_static_body(b"Not Found\n");
             }
         };
@@ -60,12 +65,11 @@ impl Site {
             ("GET" | "HEAD", "/") => page::answer(response),
             ("GET" | "HEAD", "/live") => self.live.answer(request, response),
             ("GET" | "HEAD", "/hello") => {
-                set_type(response, "text/plain; charset=utf-8");
+                response.field_line(TEXT);
                 response.set_static_body(b"Hello, World!");
             }
             ("POST", "/echo") => {
-                // Never the request's own type: a browser would run a script that somebody has it post here.
-                set_type(response, "application/octet-stream");
+                response.field_line(ECHOED);
                 response.set_body(request.body());
             }
             _ => allow(methods, method, response),
@@ -127,11 +131,5 @@ impl Service for Site {
 
     fn on_shutdown(&mut self, responder: &mut Responder<'_>) {
         self.live.on_shutdown(responder);
-    }
-}
-
-fn set_type(response: &mut Response, content_type: &'static str) {
-    if let Err(error) = response.header("Content-Type", content_type) {
-        log::error!("Content-Type {content_type:?}: {error}");
     }
 }

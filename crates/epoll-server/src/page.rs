@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write};
 use std::time::Duration;
 
-use epoll_protocols::http1::{BodyWriter, HttpConfig, Request, RequestId, Responder, Response};
+use epoll_protocols::http1::{BodyWriter, FieldLine, HttpConfig, Request, RequestId, Responder, Response};
 use epoll_reactor::{Counters, Timestamp};
+
+use crate::http::TEXT;
 
 /// What [`Limits::tick`](epoll_reactor::Limits::tick) has to be.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
@@ -25,23 +27,28 @@ const PAGE: &str = include_str!("page.html");
 
 /// The page may do what it does, and nothing else: its own style and script, told by their SHA-256, an icon that is in
 /// it, and events from where it came from. A test below knows the sums when the page has changed.
-const POLICY: &str = "default-src 'none'; script-src 'sha256-uWEVOPMKUGyi2jKTPP4Le1USqnJ3QFWltUlLuByyABY='; \
+const POLICY: FieldLine = FieldLine::new(
+    "Content-Security-Policy: default-src 'none'; \
+     script-src 'sha256-uWEVOPMKUGyi2jKTPP4Le1USqnJ3QFWltUlLuByyABY='; \
      style-src 'sha256-PvynfFS9f20HfRWoCbafzeyA9BIiuCm1D1QkIkYi4fI='; \
-     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+);
+
+const NO_SNIFFING: FieldLine = FieldLine::new("X-Content-Type-Options: nosniff");
 
 /// Answers with the page.
 pub(crate) fn answer(response: &mut Response) {
-    set_fields(
-        response,
-        &[
-            ("Content-Type", "text/html; charset=utf-8"),
-            // Another version of the server may be there the next time.
-            ("Cache-Control", "no-cache"),
-            ("Content-Security-Policy", POLICY),
-            ("Referrer-Policy", "no-referrer"),
-            ("X-Content-Type-Options", "nosniff"),
-        ],
-    );
+    const FIELDS: [FieldLine; 5] = [
+        FieldLine::new("Content-Type: text/html; charset=utf-8"),
+        // Another version of the server may be there the next time.
+        FieldLine::new("Cache-Control: no-cache"),
+        POLICY,
+        FieldLine::new("Referrer-Policy: no-referrer"),
+        NO_SNIFFING,
+    ];
+    for line in FIELDS {
+        response.field_line(line);
+    }
     response.set_static_body(PAGE.as_bytes());
 }
 
@@ -107,18 +114,19 @@ impl Live {
     pub(crate) fn answer(&mut self, request: &Request<'_>, response: &mut Response) {
         if self.ending || self.streams.len() >= self.limit {
             response.set_status(503);
-            set_fields(response, &[("Content-Type", "text/plain; charset=utf-8"), ("Retry-After", "5")]);
+            response.field_line(TEXT);
+            response.field_line(const { FieldLine::new("Retry-After: 5") });
             response.set_static_body(b"Too many are watching\n");
             return;
         }
-        set_fields(
-            response,
-            &[
-                ("Content-Type", "text/event-stream"),
-                ("Cache-Control", "no-store"),
-                ("X-Content-Type-Options", "nosniff"),
-            ],
-        );
+        const FIELDS: [FieldLine; 3] = [
+            FieldLine::new("Content-Type: text/event-stream"),
+            FieldLine::new("Cache-Control: no-store"),
+            NO_SNIFFING,
+        ];
+        for line in FIELDS {
+            response.field_line(line);
+        }
         response.stream();
         // An answer to HEAD has no body that could end.
         if request.method() != "HEAD" {
@@ -217,14 +225,6 @@ impl fmt::Display for Sample {
 
 fn microseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
-}
-
-fn set_fields(response: &mut Response, fields: &[(&str, &str)]) {
-    for (name, value) in fields {
-        if let Err(error) = response.header(name, value) {
-            log::error!("{name} {value:?}: {error}");
-        }
-    }
 }
 
 #[cfg(test)]
@@ -326,7 +326,7 @@ mod tests {
             assert_eq!((PAGE.matches(&begin).count(), PAGE.matches(&end).count()), (1, 1), "{name}");
             let inside = PAGE.split(&begin).nth(1).unwrap().split(&end).next().unwrap();
             let source = format!("{kind} 'sha256-{}'", BASE64_STANDARD.encode(Sha256::digest(inside)));
-            assert!(POLICY.contains(&source), "the page has changed; POLICY should say {source}");
+            assert!(POLICY.as_str().contains(&source), "the page has changed; POLICY should say {source}");
         }
         // What no sum is for, so that the policy would not let it through.
         let unknown =

@@ -27,7 +27,16 @@ impl Client {
         Self { connection: Connection::new(), timed: None, received: 0, waiting: false, work: None }
     }
 
-    pub(super) fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {
+    /// It is read from, as long as its deadline allows.
+    pub(super) fn expect_input(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {
+        if std::mem::take(&mut self.waiting) {
+            ctx.resume_reading(id);
+        }
+        self.set_timer(ctx, id, config);
+        ctx.account(id, self.held());
+    }
+
+    fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {
         // While answers wait, it is the client's turn to read, and the loop gives us none of its requests. The
         // loop's write-stall timeout watches that.
         if ctx.queued(id) > ctx.limits().output_high_water {

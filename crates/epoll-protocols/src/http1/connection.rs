@@ -294,10 +294,14 @@ impl Connection {
         input: &[u8],
         exchange: &mut Exchange<'_, S, O>,
     ) -> Result<(usize, Flow), Rejection> {
+        if let Phase::Head { searched, blank_lines } = self.phase {
+            // As below, in case the service panics.
+            self.phase = Phase::Closed;
+            return self.head(input, searched, blank_lines, exchange);
+        }
         match std::mem::replace(&mut self.phase, Phase::Closed) {
-            Phase::Head { searched, blank_lines } => self.head(input, searched, blank_lines, exchange),
             Phase::Body(pending) => self.body(input, pending, exchange),
-            Phase::Deferred(_) | Phase::Sending(_) | Phase::Closed => {
+            Phase::Head { .. } | Phase::Deferred(_) | Phase::Sending(_) | Phase::Closed => {
                 Ok((input.len(), Flow::Stop(Next::Close(None))))
             }
         }

@@ -13,10 +13,14 @@ use httpdate::HttpDate;
 #[derive(Clone)]
 pub struct DateHeader {
     second: u64,
-    line: [u8; LINE.len()],
+    /// The line, and before it the one that is before most of its kind.
+    ok: [u8; OK.len()],
 }
 
-const LINE: &[u8; 37] = b"Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
+const OK: &[u8; 54] = b"HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
+
+/// Of the status line in it.
+const STATUS_LINE: usize = 17;
 
 /// 9999-12-31T23:59:59Z, the last second the format's four digits of year can express.
 pub(super) const LAST_SECOND: u64 = 253_402_300_799;
@@ -25,22 +29,23 @@ impl DateHeader {
     /// The line for `now`.
     #[must_use]
     pub fn new(now: SystemTime) -> Self {
-        let mut date = Self { second: 0, line: *LINE };
+        let mut date = Self { second: 0, ok: *OK };
         date.set(now);
         date
     }
 
-    /// Makes it the line for `now`. A time that the format cannot express becomes the nearest that it can:
-    /// a clock set wrong must not end the server.
-    pub fn set(&mut self, now: SystemTime) {
-        let second = now.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()).min(LAST_SECOND);
-        if second == self.second {
-            return;
+    /// Makes it the line for `now`, and says how long it stays that: up to a second. A time that the format cannot
+    /// express becomes the nearest that it can: a clock set wrong must not end the server.
+    pub fn set(&mut self, now: SystemTime) -> Duration {
+        let age = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let second = age.as_secs().min(LAST_SECOND);
+        if second != self.second {
+            self.second = second;
+            let date = HttpDate::from(UNIX_EPOCH + Duration::from_secs(second));
+            let written = write!(self.ok.split_at_mut(STATUS_LINE).1, "Date: {date}\r\n");
+            debug_assert!(written.is_ok(), "an IMF-fixdate is always 29 bytes");
         }
-        self.second = second;
-        let date = HttpDate::from(UNIX_EPOCH + Duration::from_secs(second));
-        let written = write!(self.line.as_mut_slice(), "Date: {date}\r\n");
-        debug_assert!(written.is_ok(), "an IMF-fixdate is always 29 bytes");
+        Duration::from_secs(1) - Duration::from_nanos(age.subsec_nanos().into())
     }
 
     /// The second it is at.
@@ -48,14 +53,19 @@ impl DateHeader {
         UNIX_EPOCH + Duration::from_secs(self.second)
     }
 
-    pub(super) const fn line(&self) -> &[u8] {
-        &self.line
+    pub(super) fn line(&self) -> &[u8] {
+        self.ok.split_at(STATUS_LINE).1
+    }
+
+    /// The status line of a 200, and this line behind it.
+    pub(super) const fn ok(&self) -> &[u8; OK.len()] {
+        &self.ok
     }
 }
 
 impl fmt::Debug for DateHeader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DateHeader({})", self.line.escape_ascii())
+        write!(f, "DateHeader({})", self.line().escape_ascii())
     }
 }
 

@@ -16,6 +16,7 @@ use log::Level;
 use super::answers::Answers;
 use super::blocking::BlockingJob;
 use super::client::Client;
+use super::field_line::FieldLine;
 use super::pool::{Done, Finished, Pool, warm};
 use super::responder::{Action, Responder};
 use super::{Connection, DateHeader, Exchange, HttpConfig, Next, Progress, RequestId, Response, Service};
@@ -33,8 +34,8 @@ pub struct Http<S: Service> {
     service: S,
     config: HttpConfig,
     date: DateHeader,
-    /// When `date` was last set: at most once a turn.
-    dated: Option<Timestamp>,
+    /// When the second that `date` says is over.
+    dated_until: Option<Timestamp>,
     /// Scratch space of all connections.
     response: Response,
     /// Here and not with the loop, so that a message can go on with any of them.
@@ -83,7 +84,7 @@ impl<S: Service> Http<S> {
             service,
             config,
             date: DateHeader::new(std::time::UNIX_EPOCH),
-            dated: None,
+            dated_until: None,
             response: Response::new(),
             clients: ConnMap::default(),
             actions: VecDeque::new(),
@@ -127,9 +128,8 @@ impl<S: Service> Http<S> {
         id: ConnId,
         step: impl FnOnce(&mut Connection, &mut Exchange<'_, S, Answers<'_>>) -> R,
     ) -> Option<R> {
-        if self.dated != Some(ctx.now()) {
-            self.dated = Some(ctx.now());
-            self.date.set(ctx.wall_clock());
+        if self.dated_until.is_none_or(|end| end <= ctx.now()) {
+            self.dated_until = Some(ctx.now() + self.date.set(ctx.wall_clock()));
         }
         let client = self.clients.get_mut(id)?;
         // The loop's own note of it, which lasts until `on_close` has returned.
@@ -172,9 +172,16 @@ impl<S: Service> Http<S> {
 
     /// Sees to what the codec has said, and to the deadline that now applies.
     fn follow(&mut self, ctx: &mut Ctx, id: ConnId, next: Next) {
-        let mut next = Some(next);
-        while let Some(what) = next {
-            next = self.follow_once(ctx, id, what);
+        let mut next = next;
+        while let Some(client) = self.clients.get_mut(id) {
+            if next == Next::MoreInput {
+                client.expect_input(ctx, id, &self.config);
+                return;
+            }
+            match self.follow_once(ctx, id, next) {
+                Some(more) => next = more,
+                None => break,
+            }
         }
         if let Some(client) = self.clients.get(id) {
             ctx.account(id, client.held());
@@ -184,13 +191,7 @@ impl<S: Service> Http<S> {
     fn follow_once(&mut self, ctx: &mut Ctx, id: ConnId, next: Next) -> Option<Next> {
         let client = self.clients.get_mut(id)?;
         match next {
-            Next::MoreInput => {
-                if client.waiting {
-                    client.waiting = false;
-                    ctx.resume_reading(id);
-                }
-                client.set_timer(ctx, id, &self.config);
-            }
+            Next::MoreInput => client.expect_input(ctx, id, &self.config),
             Next::OutputFull => {
                 client.clear_timer(ctx, id);
                 ctx.pause_until_drained(id);
@@ -331,8 +332,7 @@ impl<S: Service> Http<S> {
 fn overloaded() -> Response {
     let mut response = Response::new();
     response.set_status(503);
-    let added = response.header("Retry-After", "1");
-    debug_assert!(added.is_ok(), "a good field");
+    response.field_line(const { FieldLine::new("Retry-After: 1") });
     response
 }
 

@@ -49,6 +49,7 @@ mod connection;
 mod date;
 mod encode;
 mod exchange;
+mod field_line;
 mod files;
 mod framing;
 #[cfg(any(test, fuzzing))]
@@ -71,6 +72,7 @@ pub use config::HttpConfig;
 pub use connection::Connection;
 pub use date::DateHeader;
 pub use exchange::{Exchange, Next, Progress, Stage};
+pub use field_line::FieldLine;
 pub use files::{Files, FilesOptions};
 pub use handler::{Http, HttpMessage};
 pub use limits::{HttpLimits, HttpLimitsError, MAX_HEADERS};

@@ -8,7 +8,6 @@ use std::mem::MaybeUninit;
 use epoll_reactor::Address;
 use httparse::Header;
 
-use super::byte_set::has_no_bare_line_feed;
 use super::framing::is_authority;
 use super::limits::{HttpLimits, MAX_HEADERS};
 use super::reject::Rejection;
@@ -73,9 +72,21 @@ pub(super) fn parse_good_head<'h, 'b: 'h>(
     limits: &HttpLimits,
 ) -> Option<(usize, Request<'h>)> {
     let (length, request) = parse(input, slots, limits).ok()??;
-    let head = input.get(..length).filter(|head| head.len() <= limits.head && has_no_bare_line_feed(head))?;
+    let head = input.get(..length).filter(|head| head.len() <= limits.head)?;
+    // RFC 9112 section 2.2 lets a server take a bare LF for a line end, and httparse does. The lines end before each
+    // field's name, and at the end: the first byte is none, and httparse takes no folded lines.
+    let names =
+        request.headers.iter().map(|header| header.name.as_ptr().addr().wrapping_sub(input.as_ptr().addr()));
+    let all_after_crlf = names.map(|start| head.get(..start)).all(|before| before.is_some_and(ends_line));
+    if !all_after_crlf || !head.ends_with(b"\r\n\r\n") {
+        return None;
+    }
     debug_assert_eq!(find_head_end(input, 0, limits.head), Ok(Some(head.len())), "the same end, found twice");
     Some((length, request))
+}
+
+const fn ends_line(before: &[u8]) -> bool {
+    matches!(before, [.., b'\r', b'\n'])
 }
 
 /// What httparse takes for a head at the front of `input`; `None` if it is not all there.

@@ -8,6 +8,7 @@ use epoll_reactor::FileSlice;
 
 use super::Request;
 use super::byte_set::{TOKEN, is_field_value};
+use super::field_line::FieldLine;
 
 /// What a service answers: `200` with no fields and no body until it says otherwise.
 ///
@@ -74,7 +75,7 @@ const RETAINED: usize = 64 * 1024;
 
 /// Fields a service cannot set: they say where the message ends and what becomes of the connection
 /// (RFC 9112 sections 6 and 9, RFC 9110 section 7.6.1), or, as `Date`, are always written.
-const RESERVED: [&str; 7] =
+pub(super) const RESERVED: [&str; 7] =
     ["connection", "content-length", "date", "keep-alive", "trailer", "transfer-encoding", "upgrade"];
 
 impl Response {
@@ -102,7 +103,8 @@ impl Response {
         }
     }
 
-    /// Adds a field. Fields are sent in the order they were added, repeats included.
+    /// Adds a field. Fields are sent in the order they were added, repeats included. For one that is always the same,
+    /// [`field_line`](Self::field_line) is simpler and costs less.
     ///
     /// # Errors
     /// What is wrong with it; the response is as before. `name` must be a token (RFC 9110 section 5.1) and
@@ -124,6 +126,12 @@ impl Response {
             self.fields.extend_from_slice(part);
         }
         Ok(())
+    }
+
+    /// Adds a field that was checked when the program was compiled.
+    pub fn field_line(&mut self, line: FieldLine) {
+        self.fields.extend_from_slice(line.as_str().as_bytes());
+        self.fields.extend_from_slice(b"\r\n");
     }
 
     /// Makes a copy of `body` the body, instead of what was there.
