@@ -62,6 +62,8 @@ pub(crate) struct Connection {
     /// It is in the list of that name, once.
     pub(crate) in_ready: bool,
     pub(crate) in_dirty: bool,
+    /// It has an entry in the turn's [`Batch`](crate::batch::Batch). Invariant: `output` is `None` then.
+    pub(crate) batched: bool,
     pub(crate) input: Option<Box<InputTail>>,
     /// Invariant: `None` when there is no output waiting.
     pub(crate) output: Option<Box<OutputQueue>>,
@@ -79,7 +81,7 @@ pub(crate) struct Connection {
     pub(crate) bytes_sent: u64,
     /// Bytes the handler holds for it, by its own account.
     pub(crate) held: u32,
-    /// Bytes of input discarded while it lingers; once it is dead, of output dropped to free memory before it is
+    /// Bytes of input discarded while it lingers; once it is dead, of output dropped before it is
     /// taken apart.
     pub(crate) discarded: usize,
 }
@@ -141,6 +143,7 @@ impl Connection {
             budget_spent: false,
             in_ready: false,
             in_dirty: false,
+            batched: false,
             input: None,
             output: None,
             peer: Peer::new(peer),

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use epoll_sys::{Address, Timestamp};
 
 use crate::admission::Admission;
+use crate::batch::Batch;
 use crate::buffer::QueuePool;
 use crate::clock::Clock;
 use crate::connection::{Connection, Fin, Phase};
@@ -36,6 +37,10 @@ pub struct Ctx {
     pub(crate) current: Option<ConnId>,
     /// Output of `current`, to be sent as one when its callback returns. Empty between callbacks.
     pub(crate) direct: Vec<u8>,
+    /// Output of the callbacks before it. Empty but for the dispatch of events.
+    pub(crate) batch: Batch,
+    /// There are others ready: output goes to the batch.
+    pub(crate) batching: bool,
     pub(crate) pool: QueuePool,
     pub(crate) admission: Admission,
     /// Bytes in all output queues and input tails, and those that handlers have accounted for. Invariant: the
@@ -75,6 +80,8 @@ impl Ctx {
             counters: Counters::default(),
             current: None,
             direct: Vec::new(),
+            batch: Batch::default(),
+            batching: false,
             pool: QueuePool::default(),
             admission: Admission::default(),
             buffered: 0,

@@ -4,6 +4,7 @@ use std::io::IoSlice;
 
 use epoll_sys::{Call, Kernel, Reaction, Then, reaction};
 
+use crate::batch::LONGEST_BATCHED;
 use crate::buffer::{Front, PIECES_PER_WRITE};
 use crate::connection::{Fin, Phase};
 use crate::file::FileSlice;
@@ -19,9 +20,24 @@ const WRITTEN_PER_CALLBACK: usize = 4;
 const DIRECT_KEPT: usize = 256 * 1024;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
-    /// Sends what a callback has said to its own connection; what the kernel refuses goes to the queue.
+    /// Sends what a callback has said to its own connection, or leaves it to the turn's batch; what the kernel refuses
+    /// goes to the queue.
     pub(crate) fn send_direct(&mut self, id: ConnId) {
         if self.ctx.direct.is_empty() {
+            return;
+        }
+        let ctx = &mut self.ctx;
+        if ctx.batching
+            && ctx.direct.len() <= LONGEST_BATCHED
+            && let Some(connection) = ctx.connections.get_mut(id.0)
+            && connection.phase != Phase::Dead
+        {
+            connection.batched = true;
+            ctx.batch.push(id, &ctx.direct);
+            ctx.direct.clear();
+            if ctx.batch.is_full() {
+                self.send_batch();
+            }
             return;
         }
         let direct = std::mem::take(&mut self.ctx.direct);
@@ -32,6 +48,28 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.ctx.move_direct_to_queue(id);
         self.ctx.direct.shrink_to(DIRECT_KEPT);
         self.note_progress(id, written);
+    }
+
+    /// Sends what is in the batch, one send for each connection; what the kernel refuses goes to its queue.
+    pub(crate) fn send_batch(&mut self) {
+        if self.ctx.batch.is_empty() {
+            return;
+        }
+        let mut batch = std::mem::take(&mut self.ctx.batch);
+        for (id, output) in batch.iter() {
+            let Some(connection) = self.ctx.connections.get_mut(id.0) else { continue };
+            connection.batched = false;
+            if connection.phase == Phase::Dead {
+                connection.discarded += output.len();
+                continue;
+            }
+            let written = self.write(id, &[IoSlice::new(output)], Then::Nothing);
+            let rest = output.get(written..).unwrap_or_default();
+            self.ctx.enqueue(id, rest.len(), |queue| queue.push_copy(rest));
+            self.note_progress(id, written);
+        }
+        batch.clear();
+        self.ctx.batch = batch;
     }
 
     /// Writes what should not wait for the end of the turn: queues above the high water mark, and, each time

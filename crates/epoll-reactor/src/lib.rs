@@ -69,6 +69,7 @@
 mod admission;
 #[cfg(feature = "sim")]
 mod audit;
+mod batch;
 mod buffer;
 mod clock;
 mod close;

@@ -110,7 +110,9 @@ impl Ctx {
     #[must_use]
     pub fn queued(&self, id: ConnId) -> usize {
         let direct = if self.current == Some(id) { self.direct.len() } else { 0 };
-        self.connections.get(id.0).map_or(0, |connection| connection.queued() + direct)
+        let Some(connection) = self.connections.get(id.0) else { return 0 };
+        let batched = if connection.batched { self.batch.length_of(id) } else { 0 };
+        connection.queued() + direct + batched
     }
 
     /// Decides whether `length` bytes, which count for `charge` in memory, may be sent to `id`, and notes what
@@ -120,6 +122,10 @@ impl Ctx {
         let Some(connection) = self.connections.get_mut(id.0).filter(|it| it.accepts_output()) else {
             return Err(Refused::Gone);
         };
+        if connection.batched {
+            self.move_batched_to_queue(id);
+            return self.admit(id, length, charge, kind);
+        }
         if length == 0 {
             return Ok(Admitted { direct: true, above_high_water: connection.above_high_water });
         }
@@ -163,6 +169,15 @@ impl Ctx {
             }
             self.mark_dirty(id);
         }
+    }
+
+    /// Keeps the order of output when `id` has some in the batch and more goes to its queue.
+    fn move_batched_to_queue(&mut self, id: ConnId) {
+        let output = self.batch.take(id);
+        if let Some(connection) = self.connections.get_mut(id.0) {
+            connection.batched = false;
+        }
+        self.enqueue(id, output.len(), |queue| queue.push_copy(&output));
     }
 
     /// Keeps the order of output when `id` has some in `direct` and more goes to its queue.

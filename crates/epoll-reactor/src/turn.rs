@@ -111,6 +111,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// once.
     fn dispatch(&mut self) -> io::Result<()> {
         let left_over = self.ctx.ready.len();
+        self.ctx.batching = self.events.len() + left_over > 1;
         for position in 0..self.events.len() {
             let Some(event) = self.events.get(position) else { break };
             self.ctx.counters.events += 1;
@@ -127,6 +128,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 Some(registration) => self.accept_ready(registration)?,
             }
         }
+        self.ctx.batching = false;
+        self.send_batch();
         Ok(())
     }
 
