@@ -9,6 +9,10 @@ use nix::sys::epoll::{EpollEvent, EpollFlags};
 pub enum Interest {
     /// A listener, a timer, a signal descriptor, the read end of a pipe: `EPOLLIN`.
     Readable,
+    /// A listener that the loops of several threads watch, each with a duplicate of its descriptor: `EPOLLIN |
+    /// EPOLLEXCLUSIVE`. A client wakes one loop that waits, or more, but not each time all of them. Whoever is woken
+    /// accepts until `EAGAIN`, or nobody may be told of what is left.
+    SharedListener,
     /// The write end of a pipe: `EPOLLOUT`.
     Writable,
     /// A stream socket: `EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI`. `EPOLLPRI` because urgent data makes a
@@ -21,6 +25,7 @@ impl Interest {
         EpollFlags::EPOLLET
             | match self {
                 Self::Readable => EpollFlags::EPOLLIN,
+                Self::SharedListener => EpollFlags::EPOLLIN | EpollFlags::EPOLLEXCLUSIVE,
                 Self::Writable => EpollFlags::EPOLLOUT,
                 Self::Stream => {
                     EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLPRI

@@ -14,6 +14,7 @@
 
 mod address;
 mod beneath;
+mod cpu;
 mod errno;
 mod event;
 mod kernel;
@@ -27,6 +28,7 @@ pub use address::Address;
 pub use beneath::{
     Directory, DirectoryEntry, EntryKind, EntryStatus, Lookup, entries, entry_status, read_cached,
 };
+pub use cpu::{allowed_cpus, pin_to_cpu};
 pub use errno::{Call, Errno, Reaction, reaction};
 pub use event::{Event, Events, Interest, Readiness};
 pub use kernel::{ConnectProgress, Kernel, ListenOptions, Signal, Then};

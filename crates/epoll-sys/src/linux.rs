@@ -1,6 +1,7 @@
 //! The real kernel: [`Linux`] makes the calls of [`Kernel`], through nix but for two.
 
 mod direct;
+mod group;
 mod listen;
 mod signals;
 mod socket;
@@ -37,6 +38,41 @@ impl Linux {
     /// `EMFILE`, `ENFILE`, `ENOMEM`: the loop cannot start.
     pub fn new() -> Result<Self, Errno> {
         Ok(Self { epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)? })
+    }
+
+    /// Opens `count` listening descriptors for one address, at least one, as [`Kernel::listen`] opens one: one for each
+    /// loop of a server that has several.
+    ///
+    /// On TCP each is a socket of its own, and the kernel spreads new connections over them (`SO_REUSEPORT`,
+    /// socket(7)), by a sum of both addresses; `options.reuse_port` is not looked at. The first one is bound and listens
+    /// *without* that option, and has it set afterwards: so a server that has the address already, one of several loops
+    /// too, is an error, where the option alone would share the port with it and say nothing. From then on another program
+    /// of the same user may join, if it asks for it. When a socket is closed, what waits in its queue is reset, unless
+    /// net.ipv4.tcp_migrate_req is 1: then it goes to the others' (Linux 5.14 and later).
+    ///
+    /// On a Unix socket, which cannot share its path, they are duplicates of one descriptor, with one queue. Watch them
+    /// with [`Interest::SharedListener`].
+    ///
+    /// # Errors
+    /// As for [`Kernel::listen`].
+    pub fn listen_group(
+        address: &Address,
+        options: &ListenOptions,
+        count: usize,
+    ) -> Result<Vec<OwnedFd>, Errno> {
+        group::listen_group(address, options, count)
+    }
+
+    /// Has the kernel choose among the sockets of a [group](Self::listen_group) by the CPU on which a connection's first
+    /// segment is dealt with: the first one gets those of the CPU `cpus` begins with, and so on. Those of other CPUs are
+    /// spread as before. It helps where each loop is [pinned](crate::pin_to_cpu) to its CPU and the network card spreads
+    /// its interrupts. `listener` is any of the group, and the choice is that of all. When a socket of the group is
+    /// closed, the last one takes its place.
+    ///
+    /// # Errors
+    /// `EINVAL`: more than 2000 CPUs, or a socket that is alone, of a kernel before 4.6, or a Unix one. `ENOMEM`.
+    pub fn steer_by_cpu(listener: &OwnedFd, cpus: &[usize]) -> Result<(), Errno> {
+        group::steer_by_cpu(listener, cpus)
     }
 }
 

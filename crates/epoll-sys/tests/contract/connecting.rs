@@ -52,19 +52,22 @@ pub(crate) fn connections_wait_to_be_accepted<K: Kernel>(kernel: &K) {
 }
 
 pub(crate) fn a_new_connection_is_an_edge_even_if_others_wait<K: Kernel>(kernel: &K) {
-    let (listener, address) = listener(kernel);
-    kernel.add(&listener, Interest::Readable, LISTENER).unwrap();
-    let mut bench = Bench::new(kernel);
-    let clients: Vec<K::Fd> = (0..2)
-        .map(|_| {
-            let (client, _) = kernel.connect(&address).unwrap();
-            assert!(bench.next(LISTENER).is_readable());
-            bench.expect_silence();
-            client
-        })
-        .collect();
-    for _ in &clients {
-        kernel.accept(&listener).unwrap();
+    for interest in [Interest::Readable, Interest::SharedListener] {
+        let (listener, address) = listener(kernel);
+        kernel.add(&listener, interest, LISTENER).unwrap();
+        let mut bench = Bench::new(kernel);
+        let clients: Vec<K::Fd> = (0..2)
+            .map(|_| {
+                let (client, _) = kernel.connect(&address).unwrap();
+                assert!(bench.next(LISTENER).is_readable());
+                bench.expect_silence();
+                client
+            })
+            .collect();
+        for _ in &clients {
+            kernel.accept(&listener).unwrap();
+        }
+        kernel.delete(&listener).unwrap();
     }
 }
 
