@@ -98,6 +98,7 @@ mod stats;
 mod timers;
 mod token;
 mod turn;
+mod workers;
 
 pub use bytes::Bytes;
 pub use ctx::Ctx;
@@ -118,3 +119,4 @@ pub use slab::ConnMap;
 pub use stats::{CloseStats, Counters};
 pub use token::{ConnId, ListenerId, SourceId};
 pub use turn::Turn;
+pub use workers::{Worker, WorkerEvent, Workers, WorkersEnd};

@@ -228,6 +228,41 @@ impl Limits {
         }
         Ok(())
     }
+
+    /// What one of `count` loops may take of these limits, if they are for all loops together, so that none of them can
+    /// be passed: its part of `connections`, of `connections_per_address` and of `memory`; everything else as it is. The
+    /// kernel does not spread clients quite evenly, so one loop may be full when others have room left.
+    ///
+    /// # Errors
+    /// There are fewer connections than loops, or a loop's memory is below `output`: no connection could have all the
+    /// output that may wait for it.
+    pub fn share_of(&self, index: usize, count: usize) -> Result<Self, LimitsError> {
+        let count = count.max(1);
+        let part = |whole: usize| match whole {
+            usize::MAX => usize::MAX,
+            _ => whole / count + usize::from(index < whole % count),
+        };
+        if self.connections < count {
+            let connections = self.connections;
+            return Err(LimitsError(format!(
+                "connections ({connections}) is below the number of loops, {count}"
+            )));
+        }
+        let memory = part(self.memory);
+        // Without loops to share it that is possible, and the caller's choice.
+        if count > 1 && memory < self.output {
+            return Err(LimitsError(format!(
+                "memory ({}) for {count} loops is {memory} for each, below output ({})",
+                self.memory, self.output
+            )));
+        }
+        Ok(Self {
+            connections: part(self.connections),
+            connections_per_address: part(self.connections_per_address).max(1),
+            memory,
+            ..self.clone()
+        })
+    }
 }
 
 /// Which rule of [`Limits`] is broken, in words.
@@ -262,5 +297,27 @@ mod tests {
         for (limits, name) in broken {
             assert!(limits.check().unwrap_err().to_string().contains(name), "{name}");
         }
+    }
+
+    #[test]
+    fn the_shares_of_loops_come_to_the_whole() {
+        let whole =
+            Limits { connections: 11, connections_per_address: 7, memory: 30 << 20, ..Limits::default() };
+        for count in 1..=7 {
+            let shares: Vec<_> = (0..count).map(|index| whole.share_of(index, count).unwrap()).collect();
+            assert_eq!(shares.iter().map(|share| share.connections).sum::<usize>(), 11, "{count}");
+            assert_eq!(shares.iter().map(|share| share.connections_per_address).sum::<usize>(), 7);
+            assert_eq!(shares.iter().map(|share| share.memory).sum::<usize>(), 30 << 20);
+            assert_eq!(shares[0].output, whole.output);
+        }
+        let error = whole.share_of(0, 8).unwrap_err().to_string();
+        assert!(error.contains("memory (31457280) for 8 loops is 3932160 for each"), "{error}");
+        let error = whole.share_of(0, 12).unwrap_err().to_string();
+        assert!(error.contains("connections (11) is below"), "{error}");
+        let any = Limits { connections_per_address: usize::MAX, ..Limits::default() };
+        assert_eq!(any.share_of(1, 2).unwrap().connections_per_address, usize::MAX);
+        // An address has at least one connection with each loop, as with the first.
+        let few = Limits { connections_per_address: 1, ..Limits::default() };
+        assert_eq!(few.share_of(3, 4).unwrap().connections_per_address, 1);
     }
 }

@@ -19,6 +19,8 @@ use crate::token::{ConnId, ListenerId, Token};
 pub(crate) struct Listener<F> {
     pub(crate) fd: F,
     pub(crate) address: Address,
+    /// Other loops have it too, so a socket's file is not for this one to remove.
+    is_shared: bool,
     /// It is on the ready list: its budget ran out, or its pause did.
     in_ready: bool,
     /// Out of descriptors; when to try again.
@@ -44,10 +46,11 @@ const MOST_PENDING: usize = 65_536;
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<F> Listener<F> {
-    pub(crate) const fn new(fd: F, address: Address) -> Self {
+    pub(crate) const fn new(fd: F, address: Address, is_shared: bool) -> Self {
         Self {
             fd,
             address,
+            is_shared,
             in_ready: false,
             paused: None,
             failures: 0,
@@ -310,6 +313,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 // It is closed in any case; what epoll says of it does not matter.
                 let _: Result<(), Errno> = self.kernel.delete(&listener.fd);
                 drop(listener.fd);
+                if listener.is_shared {
+                    continue;
+                }
                 match self.kernel.remove_socket_file(&listener.address) {
                     Ok(()) | Err(Errno::ENOENT) => (),
                     Err(errno) => log::warn!("cannot remove {}: {}", listener.address, errno.desc()),

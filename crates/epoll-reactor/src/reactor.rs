@@ -116,8 +116,25 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// # Errors
     /// As for [`new`](Reactor::new).
     pub fn with_kernel(kernel: K, handler: H, limits: Limits) -> io::Result<Self> {
-        limits.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let remote = Remote::new(kernel.eventfd()?, limits.message_queue);
+        let remote = Remote::for_kernel(&kernel, &limits)?;
+        Self::with_remote(kernel, handler, limits, remote)
+    }
+
+    /// A loop on the given kernel, with a way in that was [made before it](Remote::for_kernel).
+    ///
+    /// # Errors
+    /// As for [`new`](Reactor::new); and `InvalidInput` if `remote` is another loop's already.
+    pub fn with_remote(
+        kernel: K,
+        handler: H,
+        limits: Limits,
+        remote: Remote<H::Message, K>,
+    ) -> io::Result<Self> {
+        let refused = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
+        limits.check().map_err(|error| refused(error.to_string()))?;
+        if !remote.shared().claim() {
+            return Err(refused("this Remote is another loop's already".to_owned()));
+        }
         let mut registrations = Slab::new();
         let waker = insert(&mut registrations, Registration::Waker)?;
         kernel.add(&remote.shared().eventfd, Interest::Readable, waker.into_registration().as_u64())?;
@@ -159,15 +176,22 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         address: &Address,
         options: &ListenOptions,
     ) -> io::Result<(ListenerId, Address)> {
-        let named = |errno: Errno| {
-            let kind = io::Error::from(errno).kind();
-            io::Error::new(kind, format!("cannot listen on {address}: {}", errno.desc()))
-        };
+        let named = |errno| name_address(address, errno);
         let fd = self.kernel.listen(address, options).map_err(named)?;
         let bound = self.kernel.local_address(&fd).map_err(named)?;
-        let listener = Registration::Listener(Listener::new(fd, bound.clone()));
+        let listener = Registration::Listener(Listener::new(fd, bound.clone(), false));
         let id = self.register(listener, Interest::Readable).map_err(named)?;
         Ok((ListenerId(id), bound))
+    }
+
+    /// Accepts from a listener that other loops have as well, which is not this one's to remove.
+    pub(crate) fn share_listener(&mut self, fd: K::Fd, bound: Address) -> io::Result<()> {
+        let interest = match bound {
+            Address::Tcp(_) => Interest::Readable,
+            Address::Unix(_) | Address::UnixUnnamed => Interest::SharedListener,
+        };
+        self.register(Registration::Listener(Listener::new(fd, bound, true)), interest)?;
+        Ok(())
     }
 
     /// Listens on the first of `addresses` that can be listened on: those that a host name stands for, as
@@ -181,15 +205,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         addresses: &[Address],
         options: &ListenOptions,
     ) -> io::Result<(ListenerId, Address)> {
-        let mut result = Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
-        for address in addresses {
-            result = self.listen(address, options);
-            match &result {
-                Ok(_) => break,
-                Err(error) => log::debug!("{error}"),
-            }
-        }
-        result
+        first_of(addresses, |address| self.listen(address, options))
     }
 
     /// Watches any other descriptor: a pipe, a timerfd, an inotify instance. It must be non-blocking.
@@ -276,13 +292,35 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 }
 
+/// What `listen` answers for the first address that it can be done for.
+pub(crate) fn first_of<T>(
+    addresses: &[Address],
+    mut listen: impl FnMut(&Address) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut result = Err(io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on"));
+    for address in addresses {
+        result = listen(address);
+        match &result {
+            Ok(_) => break,
+            Err(error) => log::debug!("{error}"),
+        }
+    }
+    result
+}
+
+/// An error of an address, naming it.
+pub(crate) fn name_address(address: &Address, errno: Errno) -> io::Error {
+    let kind = io::Error::from(errno).kind();
+    io::Error::new(kind, format!("cannot listen on {address}: {}", errno.desc()))
+}
+
 fn insert<F>(registrations: &mut Slab<Registration<F>>, registration: Registration<F>) -> io::Result<Token> {
     registrations.insert(registration).ok_or_else(|| Errno::ENOMEM.into())
 }
 
 impl<H: Handler, K: Kernel> Drop for Reactor<H, K> {
     fn drop(&mut self) {
-        self.remote.shared().close();
+        self.remote.shared().abandon();
         self.close_listeners();
     }
 }
@@ -324,5 +362,53 @@ mod tests {
         let error = reactor.listen_first(&addresses[..1], &options).unwrap_err();
         assert!(error.to_string().contains("192.0.2.1:0"), "{error}");
         assert_eq!(reactor.listen_first(&[], &options).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn a_remote_that_is_made_first_is_one_loop_s() {
+        let limits = Limits { message_queue: 1, ..Limits::default() };
+        let kernel = Linux::new().unwrap();
+        let remote = Remote::for_kernel(&kernel, &limits).unwrap();
+        assert_eq!(remote.send(()), Ok(()), "it waits for the loop");
+        assert!(remote.send(()).is_err(), "as many as the limits say");
+        let mut reactor = Reactor::with_remote(kernel, Silent, limits.clone(), remote.clone()).unwrap();
+        let kernel = Linux::new().unwrap();
+        let error = Reactor::with_remote(kernel, Silent, limits, remote.clone()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+        // The failure has closed nothing, and what was sent before the loop was there wakes it.
+        reactor.turn(None).unwrap();
+        assert_eq!(reactor.ctx().counters().messages, 1);
+        assert_eq!(remote.send(()), Ok(()));
+    }
+
+    #[test]
+    fn a_loop_may_be_drained_by_a_time_or_ended_before_it_runs() {
+        let start = |order: fn(&Remote<()>, Timestamp)| {
+            let mut reactor = Reactor::new(Silent, Limits::default()).unwrap();
+            let (listener, bound) = reactor
+                .listen(&Address::Tcp("127.0.0.1:0".parse().unwrap()), &ListenOptions::default())
+                .unwrap();
+            let _: ListenerId = listener;
+            let client = std::net::TcpStream::connect(bound.as_tcp().unwrap()).unwrap();
+            while reactor.ctx().connections() == 0 {
+                reactor.turn(None).unwrap();
+            }
+            let now = reactor.ctx().now();
+            order(&reactor.remote(), now);
+            let deadline = (0..3).find_map(|_| {
+                reactor.turn(Some(std::time::Duration::ZERO)).unwrap();
+                reactor.ctx.drain_deadline
+            });
+            (reactor.run().unwrap(), deadline.map(|at| at - now), client)
+        };
+        let grace = std::time::Duration::from_millis(20);
+        let (stopped, deadline, _client) = start(|remote, now| {
+            remote.drain_by(now + std::time::Duration::from_millis(20));
+            // What is asked for twice keeps the end that was said.
+            remote.drain();
+        });
+        assert_eq!((stopped, deadline), (Stopped::DeadlinePassed, Some(grace)));
+        let (stopped, _, _client) = start(|remote, _| remote.force());
+        assert_eq!(stopped, Stopped::Forced);
     }
 }

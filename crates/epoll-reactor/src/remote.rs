@@ -2,14 +2,23 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::sync::{Arc, PoisonError, atomic::Ordering};
 #[cfg(not(all(test, loom)))]
-use std::sync::{Mutex, MutexGuard, atomic::AtomicBool};
+use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU8, AtomicU64},
+};
 
-use epoll_sys::{Errno, Kernel, Linux};
+use epoll_sys::{Errno, Kernel, Linux, Timestamp};
 // What the threads share, under a scheduler that tries their interleavings with up to so many preemptions: `remote/model.rs`.
 #[cfg(all(test, loom))]
-use loom::sync::{Mutex, MutexGuard, atomic::AtomicBool};
+use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicBool, AtomicU8, AtomicU64},
+};
+
+use crate::limits::Limits;
 
 /// Sends messages to a reactor from any thread, and asks it to drain. Cheap to clone.
 ///
@@ -36,9 +45,32 @@ pub(crate) struct Shared<M, F> {
     /// call. The loop clears it *before* it takes the messages, so a message put in after it looked finds the
     /// flag clear and wakes it again.
     wake_pending: AtomicBool,
-    drain: AtomicBool,
+    /// What the loop is to do besides, of the bits of [`Orders`].
+    orders: AtomicU8,
+    /// When a drain that was asked for must have ended, in nanoseconds of the kernel's clock; 0: after the loop's own
+    /// grace.
+    drain_by: AtomicU64,
     capacity: usize,
     pub(crate) eventfd: F,
+}
+
+/// What other threads have asked of a loop, as bits, so that one look in a turn sees them all.
+#[derive(Clone, Copy)]
+pub(crate) struct Orders(u8);
+
+impl Orders {
+    const DRAIN: u8 = 1;
+    const FORCE: u8 = 2;
+    /// No order: a loop has been made for it.
+    const TAKEN: u8 = 4;
+
+    pub(crate) const fn drain(self) -> bool {
+        self.0 & (Self::DRAIN | Self::FORCE) != 0
+    }
+
+    pub(crate) const fn force(self) -> bool {
+        self.0 & Self::FORCE != 0
+    }
 }
 
 struct Queue<M> {
@@ -47,12 +79,23 @@ struct Queue<M> {
 }
 
 impl<M, K: Kernel> Remote<M, K> {
+    /// The way in to a loop that is yet to be made, by [`Reactor::with_remote`](crate::Reactor::with_remote) with the
+    /// same kernel and limits: so that several loops can know of each other from the beginning. What is sent before
+    /// that waits for it.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn for_kernel(kernel: &K, limits: &Limits) -> io::Result<Self> {
+        Ok(Self::new(kernel.eventfd()?, limits.message_queue))
+    }
+
     pub(crate) fn new(eventfd: K::Fd, capacity: usize) -> Self {
         let queue = Mutex::new(Queue { messages: VecDeque::new(), closed: false });
         let shared = Shared {
             queue,
             wake_pending: AtomicBool::new(false),
-            drain: AtomicBool::new(false),
+            orders: AtomicU8::new(0),
+            drain_by: AtomicU64::new(0),
             capacity,
             eventfd,
         };
@@ -81,7 +124,22 @@ impl<M, K: Kernel> Remote<M, K> {
     /// Asks the loop to drain within [`Limits::drain_grace`](crate::Limits::drain_grace), at once. Asking a
     /// loop that has ended does nothing.
     pub fn drain(&self) {
-        self.shared.drain.store(true, Ordering::SeqCst);
+        self.order(Orders::DRAIN);
+    }
+
+    /// The same, with an end that is not the loop's own to choose.
+    pub(crate) fn drain_by(&self, deadline: Timestamp) {
+        self.shared.drain_by.store(deadline.as_nanoseconds(), Ordering::SeqCst);
+        self.order(Orders::DRAIN);
+    }
+
+    /// Has the loop close every connection and end, whether it drains already or not.
+    pub(crate) fn force(&self) {
+        self.order(Orders::FORCE);
+    }
+
+    fn order(&self, order: u8) {
+        self.shared.orders.fetch_or(order, Ordering::SeqCst);
         self.wake();
     }
 
@@ -103,8 +161,19 @@ impl<M, F> Shared<M, F> {
         self.wake_pending.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn is_drain_requested(&self) -> bool {
-        self.drain.load(Ordering::SeqCst)
+    pub(crate) fn orders(&self) -> Orders {
+        Orders(self.orders.load(Ordering::SeqCst))
+    }
+
+    /// When the drain that was asked for must have ended, if it was said.
+    pub(crate) fn drain_deadline(&self) -> Option<Timestamp> {
+        let at = self.drain_by.load(Ordering::SeqCst);
+        (at != 0).then(|| Timestamp::from_nanoseconds(at))
+    }
+
+    /// Says whether no loop has been made for it yet; from now on one has.
+    pub(crate) fn claim(&self) -> bool {
+        self.orders.fetch_or(Orders::TAKEN, Ordering::SeqCst) & Orders::TAKEN == 0
     }
 
     /// Moves up to `budget` messages to `into`; returns whether more are waiting.
@@ -125,6 +194,17 @@ impl<M, F> Shared<M, F> {
     /// Accepts no more messages; those accepted before can still be taken.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
+    }
+
+    /// Accepts no more messages and drops those that no loop will take any more, though others hold a way in to it.
+    pub(crate) fn abandon(&self) {
+        let messages = {
+            let mut queue = self.lock();
+            queue.closed = true;
+            std::mem::take(&mut queue.messages)
+        };
+        // Not under the lock: what a message does when it is dropped is its own affair.
+        drop(messages);
     }
 
     /// A sender that panicked while it held the lock had done nothing by halves: its message is in or not.

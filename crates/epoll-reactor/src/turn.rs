@@ -187,10 +187,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         if self.remote.shared().is_wake_pending() || self.more_messages {
             self.take_messages(self.ctx.limits.message_budget);
         }
-        // Behind the above, which clears the flag: a drain asked for before that may have sent no wake of its own.
-        if self.remote.shared().is_drain_requested() && !self.ctx.is_draining() {
-            self.ctx.drain(self.ctx.limits.drain_grace);
+        // Behind the above, which clears the flag: what was asked for before that may have sent no wake of its own.
+        let orders = self.remote.shared().orders();
+        if orders.drain() && !self.ctx.is_draining() {
+            let grace = self.remote.shared().drain_deadline().map(|at| at - self.ctx.now());
+            self.ctx.drain(grace.unwrap_or(self.ctx.limits.drain_grace));
         }
+        self.forced |= orders.force();
     }
 
     /// Hands over up to `budget` messages.

@@ -1,0 +1,384 @@
+//! Several loops in one process, one a thread, each with its own handler and its own listeners: how they are set up,
+//! started and ended. Who watches over them is in `workers/supervisor.rs`.
+
+use std::fmt;
+use std::io;
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+
+use epoll_sys::{Address, Errno, Kernel, Linux, ListenOptions, Signal, allowed_cpus, pin_to_cpu};
+
+use crate::handler::Handler;
+use crate::limits::Limits;
+use crate::reactor::{Reactor, Stopped, first_of, name_address};
+use crate::remote::Remote;
+use supervisor::{Outcome, Supervisor, Word};
+
+mod supervisor;
+
+/// What a loop is told of itself and the others, when its handler is made.
+pub struct Worker<M, K: Kernel = Linux> {
+    index: usize,
+    remote: Remote<M, K>,
+    remotes: Arc<[Remote<M, K>]>,
+}
+
+impl<M, K: Kernel> Worker<M, K> {
+    /// The worker at `index` of those that `remotes` lead to; `None` if there are not so many. [`Workers`] makes its own:
+    /// this is for handlers that are run by hand, on a simulated kernel for instance.
+    #[must_use]
+    pub fn new(index: usize, remotes: Arc<[Remote<M, K>]>) -> Option<Self> {
+        let remote = remotes.get(index)?.clone();
+        Some(Self { index, remote, remotes })
+    }
+
+    /// Which one it is, from 0.
+    #[must_use]
+    pub const fn index(&self) -> usize {
+        self.index
+    }
+
+    /// How many there are, at least one.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.remotes.len()
+    }
+
+    /// The way in to this loop, from other threads.
+    #[must_use]
+    pub const fn remote(&self) -> &Remote<M, K> {
+        &self.remote
+    }
+
+    /// The ways in to all loops, this one among them, by their [`index`](Self::index). A loop that has ended answers
+    /// `Closed`.
+    #[must_use]
+    pub const fn remotes(&self) -> &Arc<[Remote<M, K>]> {
+        &self.remotes
+    }
+}
+
+/// Several loops, each on a thread of its own, named `worker-0` and so on, with a handler of its own. The thread that
+/// runs them watches over them: it takes the signals, and hears of it when one has ended.
+///
+/// A TCP address is listened on by a socket for each loop, among which the kernel spreads new connections; on a Unix
+/// socket whichever loop has the time accepts. A second process on the same address is an error, as with one loop.
+///
+/// A connection belongs to its loop for good. What handlers have to tell each other goes by [`Worker::remotes`].
+///
+/// ```no_run
+/// use std::num::NonZeroUsize;
+///
+/// use epoll_reactor::{Address, ConnId, Ctx, Handler, Limits, ListenOptions, Signal, WorkerEvent, Workers};
+///
+/// struct Echo;
+///
+/// impl Handler for Echo {
+///     type Conn = ();
+///     type Message = ();
+///
+///     fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, _: &mut (), input: &[u8]) -> usize {
+///         if !ctx.send(id, input).is_accepted() {
+///             ctx.close_now(id);
+///         }
+///         input.len()
+///     }
+/// }
+///
+/// fn main() -> std::io::Result<()> {
+///     let count = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+///     let mut workers = Workers::new(count, Limits::default())?;
+///     workers.listen_first(&Address::resolve("127.0.0.1:8080")?, &ListenOptions::default())?;
+///     workers.drain_on_signals(&[Signal::Interrupt, Signal::Terminate])?;
+///     let end = workers.run(|_| Ok(Echo), |event| {
+///         if event == WorkerEvent::AllStarted {
+///             println!("all loops are there");
+///         }
+///     })?;
+///     if end.died > 0 { Err(std::io::Error::other("a loop has died")) } else { Ok(()) }
+/// }
+/// ```
+pub struct Workers<M> {
+    /// Those of one loop each.
+    limits: Vec<Limits>,
+    kernels: Vec<Linux>,
+    remotes: Arc<[Remote<M>]>,
+    groups: Vec<Group>,
+    /// The CPU of each.
+    cpus: Option<Vec<usize>>,
+    draining: Vec<Signal>,
+    watched: Vec<Signal>,
+    /// Behind the listeners, which are closed first.
+    files: SocketFiles,
+}
+
+/// The listeners for one address, one for each loop.
+struct Group {
+    bound: Address,
+    listeners: Vec<<Linux as Kernel>::Fd>,
+}
+
+/// What [`Workers::run`] has to tell while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WorkerEvent {
+    /// Every loop has its handler and accepts connections. It comes once, before anything else but signals.
+    AllStarted,
+    /// One of the signals of [`Workers::watch_signals`] has come.
+    Signal(Signal),
+    /// The loop of this index has ended by an error or a panic, which the log tells. Its connections are closed; the
+    /// others go on.
+    Died(usize),
+}
+
+/// How several loops have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WorkersEnd {
+    /// The hardest end of those that did not die.
+    pub stopped: Stopped,
+    /// Connections that were closed because the grace had passed or a second signal came.
+    pub cut_off: u64,
+    /// How many loops have ended by an error or a panic.
+    pub died: usize,
+}
+
+impl<M: Send> Workers<M> {
+    /// `count` loops, without handlers yet. Of `limits`, `connections`, `connections_per_address` and `memory` are for all
+    /// of them together, and each loop has [its share](Limits::share_of); the rest is for each.
+    ///
+    /// # Errors
+    /// Limits that contradict each other or are too small for so many (`InvalidInput`), or no descriptors for the two that
+    /// each loop begins with.
+    pub fn new(count: NonZeroUsize, limits: Limits) -> io::Result<Self> {
+        let refused = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
+        limits.check().map_err(refused)?;
+        let count = count.get();
+        let shares = (0..count).map(|index| limits.share_of(index, count)).collect::<Result<Vec<_>, _>>();
+        let kernels = (0..count).map(|_| Linux::new()).collect::<Result<Vec<_>, Errno>>()?;
+        let remotes = kernels.iter().map(|kernel| Remote::for_kernel(kernel, &limits));
+        Ok(Self {
+            limits: shares.map_err(refused)?,
+            remotes: remotes.collect::<io::Result<_>>()?,
+            kernels,
+            groups: Vec::new(),
+            cpus: None,
+            draining: Vec::new(),
+            watched: Vec::new(),
+            files: SocketFiles(Vec::new()),
+        })
+    }
+
+    /// The ways in to the loops, which exist from now on: what is sent before they run waits for them.
+    #[must_use]
+    pub const fn remotes(&self) -> &Arc<[Remote<M>]> {
+        &self.remotes
+    }
+
+    /// Listens on `address` with every loop, as [`Linux::listen_group`] says. Any number of addresses may be listened on.
+    /// Returns the address it is, with the real port where 0 was asked for. Clients that connect before the loops run
+    /// wait for them.
+    ///
+    /// When a loop has died, the TCP connections that waited for it in its sockets are reset, unless
+    /// net.ipv4.tcp_migrate_req is 1; new ones go to the other loops.
+    ///
+    /// # Errors
+    /// As for [`Reactor::listen`].
+    pub fn listen(&mut self, address: &Address, options: &ListenOptions) -> io::Result<Address> {
+        let named = |errno| name_address(address, errno);
+        let listeners = Linux::listen_group(address, options, self.remotes.len()).map_err(named)?;
+        if let Address::Unix(_) = address {
+            self.files.0.push(address.clone());
+        }
+        let first = listeners.first().zip(self.kernels.first());
+        let bound = first.map_or(Err(Errno::EINVAL), |(listener, kernel)| kernel.local_address(listener));
+        let bound = bound.map_err(named)?;
+        self.groups.push(Group { bound: bound.clone(), listeners });
+        Ok(bound)
+    }
+
+    /// Listens on the first of `addresses` that can be listened on, as [`Reactor::listen_first`] does.
+    ///
+    /// # Errors
+    /// As for [`listen`](Self::listen), of the last address; `InvalidInput` if there is none.
+    pub fn listen_first(&mut self, addresses: &[Address], options: &ListenOptions) -> io::Result<Address> {
+        first_of(addresses, |address| self.listen(address, options))
+    }
+
+    /// Has each loop run on a CPU of its own, of those that this process may use, and has it get the TCP connections whose
+    /// first segment comes in there ([`Linux::steer_by_cpu`]), on whatever address. Threads that a handler starts run
+    /// there too.
+    ///
+    /// # Errors
+    /// `InvalidInput`: there are more loops than CPUs.
+    pub fn pin(&mut self) -> io::Result<()> {
+        let mut cpus = allowed_cpus()?;
+        let (workers, found) = (self.remotes.len(), cpus.len());
+        if workers > found {
+            let text = format!("{workers} loops cannot have a CPU each: this process may use {found}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        cpus.truncate(workers);
+        self.cpus = Some(cpus);
+        Ok(())
+    }
+
+    /// Drains all loops at the first of `signals`, with one end to the grace of all of them, and forces the end at the
+    /// second. They are blocked in this thread and in those it starts from now on, as with
+    /// [`Reactor::drain_on_signals`].
+    ///
+    /// # Errors
+    /// None in practice; see [`block_signals`](crate::block_signals).
+    pub fn drain_on_signals(&mut self, signals: &[Signal]) -> io::Result<()> {
+        epoll_sys::block_signals(signals)?;
+        self.draining.extend_from_slice(signals);
+        Ok(())
+    }
+
+    /// Has [`run`](Self::run) tell of each of `signals` by [`WorkerEvent::Signal`], on the thread that runs it: no handler
+    /// is told. They are blocked in the same way.
+    ///
+    /// # Errors
+    /// As for [`drain_on_signals`](Self::drain_on_signals).
+    pub fn watch_signals(&mut self, signals: &[Signal]) -> io::Result<()> {
+        epoll_sys::block_signals(signals)?;
+        self.watched.extend_from_slice(signals);
+        Ok(())
+    }
+
+    /// Starts the loops and returns when all have ended: drained, by a signal or [`Remote::drain`] of each, or died.
+    ///
+    /// `factory` makes the handler of each loop, on that loop's thread, so a handler need not be [`Send`]. `on_event` is
+    /// called on the calling thread, and must not block: signals wait for it.
+    ///
+    /// A loop that ends by an error or a panic (of a callback only with
+    /// [`PanicPolicy::Propagate`](crate::PanicPolicy::Propagate)) is logged, and the others go on.
+    ///
+    /// # Errors
+    /// A loop cannot start: the error of `factory`, or of its thread, its descriptors or its CPU. The other loops are
+    /// ended. Or the thread that watches over them cannot go on, and neither do they.
+    pub fn run<H>(
+        self,
+        factory: impl Fn(&Worker<M>) -> io::Result<H> + Sync,
+        on_event: impl FnMut(WorkerEvent),
+    ) -> io::Result<WorkersEnd>
+    where
+        H: Handler<Message = M>,
+    {
+        let Self { limits, kernels, remotes, groups, cpus, draining, watched, files } = self;
+        let grace = limits.first().map(|limits| limits.drain_grace).unwrap_or_default();
+        let mut groups = steer(groups, cpus.as_deref())?;
+        let mut supervisor = Supervisor::start(Arc::clone(&remotes), on_event, grace, &draining, &watched)?;
+        let words = supervisor.remote();
+        let result = thread::scope(|scope| {
+            for (index, (limits, kernel)) in limits.into_iter().zip(kernels).enumerate() {
+                let listeners = groups.iter_mut().filter_map(|(bound, listeners)| {
+                    listeners.next().map(|listener| (listener, bound.clone()))
+                });
+                let cpu = cpus.as_ref().and_then(|cpus| cpus.get(index).copied());
+                let start = Start { kernel, limits, cpu, listeners: listeners.collect() };
+                let Some(worker) = Worker::new(index, Arc::clone(&remotes)) else { break };
+                let (words, factory) = (words.clone(), &factory);
+                let run = move || {
+                    let ended = catch_unwind(AssertUnwindSafe(|| start.run(&worker, factory, &words)));
+                    worker.remote.shared().abandon();
+                    words.tell(Word::Ended(index, ended.map_err(|panic| what_it_said(&*panic))));
+                };
+                if let Err(error) = thread::Builder::new().name(thread_name(index)).spawn_scoped(scope, run) {
+                    supervisor.give_up(index, error);
+                    break;
+                }
+            }
+            supervisor.run()
+        });
+        // Those of loops that were never started.
+        remotes.iter().for_each(|remote| remote.shared().abandon());
+        drop(groups);
+        drop(files);
+        result
+    }
+}
+
+/// What a loop's thread begins with.
+struct Start {
+    kernel: Linux,
+    limits: Limits,
+    cpu: Option<usize>,
+    listeners: Vec<(<Linux as Kernel>::Fd, Address)>,
+}
+
+impl Start {
+    fn run<H: Handler>(
+        self,
+        worker: &Worker<H::Message>,
+        factory: &impl Fn(&Worker<H::Message>) -> io::Result<H>,
+        words: &supervisor::Words,
+    ) -> io::Result<Outcome> {
+        if let Some(cpu) = self.cpu {
+            pin_to_cpu(cpu)?;
+        }
+        let handler = factory(worker)?;
+        let mut reactor = Reactor::with_remote(self.kernel, handler, self.limits, worker.remote.clone())?;
+        for (listener, bound) in self.listeners {
+            reactor.share_listener(listener, bound)?;
+        }
+        words.tell(Word::Started(worker.index));
+        let stopped = reactor.run()?;
+        Ok(Outcome { stopped, cut_off: reactor.ctx().counters().cut_off })
+    }
+}
+
+/// A listener for each loop, and where it listens.
+type Listeners = (Address, std::vec::IntoIter<<Linux as Kernel>::Fd>);
+
+/// Has the kernel choose the loop by its CPU, where each has one.
+fn steer(groups: Vec<Group>, cpus: Option<&[usize]>) -> io::Result<Vec<Listeners>> {
+    let steered = groups.into_iter().map(|Group { bound, listeners }| {
+        if let (Some(cpus @ [_, _, ..]), Some(listener), Address::Tcp(_)) = (cpus, listeners.first(), &bound)
+        {
+            Linux::steer_by_cpu(listener, cpus)?;
+        }
+        Ok((bound, listeners.into_iter()))
+    });
+    steered.collect()
+}
+
+/// The name of a loop's thread, and what the log calls it. The kernel shows 15 bytes of it.
+fn thread_name(index: usize) -> String {
+    format!("worker-{index}")
+}
+
+fn what_it_said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+/// Removes the files of Unix sockets at the end, once no loop has their listeners.
+struct SocketFiles(Vec<Address>);
+
+impl Drop for SocketFiles {
+    fn drop(&mut self) {
+        // The call is none of an epoll instance's, but the trait is.
+        let Ok(kernel) = Linux::new() else { return };
+        for address in &self.0 {
+            match kernel.remove_socket_file(address) {
+                Ok(()) | Err(Errno::ENOENT) => (),
+                Err(errno) => log::warn!("cannot remove {address}: {}", errno.desc()),
+            }
+        }
+    }
+}
+
+impl<M, K: Kernel> fmt::Debug for Worker<M, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Worker({} of {})", self.index, self.remotes.len())
+    }
+}
+
+impl<M> fmt::Debug for Workers<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workers").field("count", &self.remotes.len()).finish_non_exhaustive()
+    }
+}
