@@ -1,12 +1,13 @@
-//! A line for each request, in Apache's combined format. The loop only writes into memory: a thread does the rest, and
-//! where it does not keep up lines are lost rather than time. What that thread does is in `access_log/writer.rs`.
+//! A line for each request, in Apache's combined format. A loop only writes into memory: a thread does the rest, one for all
+//! loops, and where it does not keep up lines are lost rather than time. What that thread does is in `access_log/writer.rs`.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::mem;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,11 +20,14 @@ mod writer;
 /// As much is gathered before the writer gets it, in bytes; what is less goes once a second.
 const ENOUGH: usize = 32 * 1024;
 
-/// Buffers that may wait for the writer: with `ENOUGH` in each, two megabytes.
+/// Buffers that may wait for the writer, of all loops together: with `ENOUGH` in each, two megabytes.
 const WAITING: usize = 64;
 
-/// How long the end of the process waits for the disk.
+/// How long the end of a loop, and that of the process behind it, waits for the disk.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How long the end of a loop waits for one of its own buffers before it looks whether another's has made room.
+const ROOM: Duration = Duration::from_millis(5);
 
 /// Where the lines go, open, before there is a thread to write them.
 pub(crate) struct Destination {
@@ -60,6 +64,15 @@ impl Destination {
     }
 }
 
+/// The thread that writes, for the logs of all loops.
+pub(crate) struct LogWriter {
+    orders: SyncSender<Order>,
+    /// Ends with the writer, once the logs are gone and this has been dropped. No two threads look at it, which the lock
+    /// is there to say.
+    ended: Mutex<Receiver<()>>,
+}
+
+/// The log of one loop. It is to be dropped before the [`LogWriter`].
 pub(crate) struct AccessLog {
     lines: Vec<u8>,
     /// How many lines there are in `lines`.
@@ -69,11 +82,10 @@ pub(crate) struct AccessLog {
     /// The writer has yet to be told to open the file anew.
     reopen: bool,
     second: Second,
-    orders: Option<SyncSender<Order>>,
-    /// Buffers that have been written, to be filled again.
+    orders: SyncSender<Order>,
+    /// Buffers that have been written, to be filled again, and how they come here.
     empty: Receiver<Vec<u8>>,
-    /// Ends with the writer.
-    ended: Receiver<()>,
+    done: Sender<Vec<u8>>,
 }
 
 /// `[25/Nov/2026:06:00:00 +0000]`, made once a second.
@@ -82,25 +94,42 @@ struct Second {
     text: String,
 }
 
-impl AccessLog {
-    /// Starts the writer.
+impl LogWriter {
+    /// Starts the thread.
     ///
     /// # Errors
     /// No thread can be started.
     pub(crate) fn start(destination: Destination) -> io::Result<Self> {
         let Destination { path, file } = destination;
         let (orders, to_do) = sync_channel(WAITING);
-        let (done, empty) = channel();
         let (end, ended) = channel();
         thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-            writer::run(path.as_deref(), file, &to_do, &done);
+            writer::run(path.as_deref(), file, &to_do);
             drop(end);
         })?;
-        let second = Second { second: u64::MAX, text: String::new() };
-        let orders = Some(orders);
-        Ok(Self { lines: Vec::new(), count: 0, lost: 0, reopen: false, second, orders, empty, ended })
+        Ok(Self { orders, ended: Mutex::new(ended) })
     }
 
+    /// A log of a loop.
+    pub(crate) fn log(&self) -> AccessLog {
+        let (done, empty) = channel();
+        let second = Second { second: u64::MAX, text: String::new() };
+        let orders = self.orders.clone();
+        AccessLog { lines: Vec::new(), count: 0, lost: 0, reopen: false, second, orders, empty, done }
+    }
+
+    /// Waits until all has been written, for a while. The logs are gone by then.
+    pub(crate) fn finish(self) {
+        let Self { orders, ended } = self;
+        drop(orders);
+        let ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(LAST_WORDS) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("access log: the disk is too slow for its last lines");
+        }
+    }
+}
+
+impl AccessLog {
     /// Adds the line of one answer.
     pub(crate) fn record(&mut self, answered: &Answered<'_>) {
         let out = &mut self.lines;
@@ -147,7 +176,7 @@ impl AccessLog {
         if count > 0 {
             let next = self.empty.try_recv().unwrap_or_default();
             let lines = mem::replace(&mut self.lines, next);
-            if let Err(Order::Write(mut lines)) = self.order(Order::Write(lines)) {
+            if let Err(Order::Write(mut lines, _)) = self.write(lines) {
                 self.lost += count;
                 lines.clear();
                 self.lines = lines;
@@ -173,36 +202,36 @@ impl AccessLog {
         }
     }
 
+    fn write(&self, lines: Vec<u8>) -> Result<(), Order> {
+        self.order(Order::Write(lines, self.done.clone()))
+    }
+
     /// Gives the order back if too many wait.
     fn order(&self, order: Order) -> Result<(), Order> {
-        match &self.orders {
-            None => Ok(()),
-            Some(orders) => orders.try_send(order).map_err(|error| match error {
-                TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
-            }),
-        }
+        self.orders.try_send(order).map_err(|error| match error {
+            TrySendError::Full(order) | TrySendError::Disconnected(order) => order,
+        })
     }
 }
 
 impl Drop for AccessLog {
-    /// Waits until all has been written, for a while.
+    /// Hands over the last lines. Nobody is kept waiting any more, so it waits for room, for a while.
     fn drop(&mut self) {
         let end = Instant::now() + LAST_WORDS;
         let left = || end.saturating_duration_since(Instant::now());
-        let mut last = (self.count > 0).then(|| Order::Write(mem::take(&mut self.lines)));
-        // Nobody is kept waiting any more, so what finds no room waits for a buffer that comes back.
-        while let Some(order) = last.take() {
-            last = self.order(order).err();
-            if last.is_some() && self.empty.recv_timeout(left()).is_err() {
-                self.lost += self.count;
-                break;
+        let mut last = (self.count > 0).then(|| mem::take(&mut self.lines));
+        while let Some(lines) = last.take() {
+            if let Err(Order::Write(lines, _)) = self.write(lines) {
+                // Room there is when a buffer has been written, of this loop's or another's.
+                if left().is_zero() {
+                    self.lost += self.count;
+                    break;
+                }
+                let _: Result<_, RecvTimeoutError> = self.empty.recv_timeout(left().min(ROOM));
+                last = Some(lines);
             }
         }
         self.tell_of_losses();
-        self.orders = None;
-        if self.ended.recv_timeout(left()) == Err(RecvTimeoutError::Timeout) {
-            log::warn!("access log: the disk is too slow for its last lines");
-        }
     }
 }
 
@@ -248,13 +277,42 @@ fn escape(text: &[u8], out: &mut Vec<u8>) {
 mod tests {
     use std::fs::{self, File};
     use std::io::Read;
+    use std::ops::{Deref, DerefMut};
 
     use epoll_protocols::http1::Rejection;
 
     use super::*;
 
-    fn start(path: &Path) -> AccessLog {
-        AccessLog::start(Destination::open(path).unwrap()).unwrap()
+    /// A writer and the log of the only loop.
+    struct Started {
+        log: AccessLog,
+        writer: LogWriter,
+    }
+
+    impl Started {
+        fn end(self) {
+            drop(self.log);
+            self.writer.finish();
+        }
+    }
+
+    impl Deref for Started {
+        type Target = AccessLog;
+
+        fn deref(&self) -> &AccessLog {
+            &self.log
+        }
+    }
+
+    impl DerefMut for Started {
+        fn deref_mut(&mut self) -> &mut AccessLog {
+            &mut self.log
+        }
+    }
+
+    fn start(path: &Path) -> Started {
+        let writer = LogWriter::start(Destination::open(path).unwrap()).unwrap();
+        Started { log: writer.log(), writer }
     }
 
     fn refused(status: u16, time: SystemTime) -> Answered<'static> {
@@ -320,7 +378,7 @@ mod tests {
                 thread::sleep(Duration::from_millis(5));
             }
         }
-        drop(log);
+        log.end();
         let mut files: Vec<_> =
             fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
@@ -351,7 +409,7 @@ mod tests {
         fs::create_dir(&path).unwrap();
         log.reopen();
         log.record(&refused(404, at(0)));
-        drop(log);
+        log.end();
         let mut written = String::new();
         file.read_to_string(&mut written).unwrap();
         assert!(written.contains(" 404 "), "{written:?}");
@@ -416,7 +474,7 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
             log.flush();
         }
-        drop(log);
+        log.end();
         // Only now, since until then the path has to be that of the pipe; and the reader waits for this.
         drop(writer);
         let expected = enough + more - usize::try_from(lost).unwrap();
@@ -438,8 +496,37 @@ mod tests {
             reader.read_to_string(&mut text).unwrap();
             text
         });
-        drop(log);
+        log.end();
         let text = read.join().unwrap();
         assert!(text.lines().last().unwrap().contains(" 503 "));
+    }
+
+    #[test]
+    fn the_lines_of_several_loops_go_to_one_file_whole_and_each_loop_s_in_their_order() {
+        const LOOPS: u16 = 3;
+        // Less than may wait for the writer, so that none is lost.
+        const LINES: u64 = 10_000;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("access");
+        let writer = LogWriter::start(Destination::open(&path).unwrap()).unwrap();
+        thread::scope(|scope| {
+            for index in 0..LOOPS {
+                let mut log = writer.log();
+                scope.spawn(move || {
+                    (0..LINES).for_each(|line| log.record(&refused(400 + index, at(line))));
+                });
+            }
+        });
+        writer.finish();
+        let written = fs::read_to_string(&path).unwrap();
+        let mut second = Second { second: u64::MAX, text: String::new() };
+        let mut next = [0; LOOPS as usize];
+        for line in written.lines() {
+            let of = usize::from(line.split(' ').nth(6).unwrap().parse::<u16>().unwrap() - 400);
+            let expected = format!("- - - {} \"-\" {} - \"-\" \"-\"", second.text(at(next[of])), 400 + of);
+            assert_eq!(line, expected);
+            next[of] += 1;
+        }
+        assert_eq!(next, [LINES; LOOPS as usize]);
     }
 }

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::thread;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -36,6 +37,8 @@ Examples:
       A port that the system chooses; a log that tells more.
   epoll-server http --root . --list --access-log -
       The files of this directory; who asks for what, on standard output.
+  epoll-server http --root . --workers auto --pin
+      A loop for each CPU.
 
 Output: \
 one line `listening on ADDR` for each listener on standard output, once all of them are open. The log goes to \
@@ -47,14 +50,14 @@ standard error; RUST_LOG sets what it tells (error, warn, info, debug, trace; de
 
 Exit codes:
   0  stopped by a signal, drained or after --grace
-  1  could not start (such as an address in use) or could not go on
+  1  could not start (such as an address in use) or could not go on, or a loop of --workers has died
   2  the command line was not understood, or its limits contradict
   3  stopped at once by a second signal
 
 Each protocol has its own flags and limits: `epoll-server http --help`, `epoll-server broadcast --help`."
 );
 
-/// Serve many TCP clients from one thread: broadcast lines, echo bytes, or answer HTTP/1.1.
+/// Serve many TCP clients from one thread, or a few: broadcast lines, echo bytes, or answer HTTP/1.1.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER_HELP)]
 #[command(subcommand_help_heading = "Protocols", subcommand_value_name = "PROTOCOL")]
@@ -122,6 +125,22 @@ pub(crate) struct CommonFlags {
     /// A time such as 10s or 2m. What is left then is closed, and the exit code is still 0.
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
+
+    /// How many loops serve the clients, each on a thread of its own, or `auto`: one for each CPU it may use
+    ///
+    /// From 1 to 1024; not `broadcast`, whose clients have to be in one loop. The system spreads connections over the
+    /// loops, and each stays where it is; of --max-connections, --max-connections-per-client and --memory-limit each loop
+    /// has its part. If a loop dies, by a defect, its connections are closed, and those that wait for it are reset, unless
+    /// net.ipv4.tcp_migrate_req is 1; the others go on, and the exit code at the end is 1.
+    #[arg(long, global = true, value_name = "NUMBER", default_value = "1", value_parser = workers)]
+    pub(crate) workers: NonZeroUsize,
+
+    /// Give each loop of --workers a CPU of its own, and the connections that come in there
+    ///
+    /// For machines that do nothing else, and network cards that spread their interrupts. It needs as many CPUs as there
+    /// are loops. One loop alone stays where the system puts it.
+    #[arg(long, global = true)]
+    pub(crate) pin: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -285,7 +304,7 @@ pub(crate) struct HttpFlags {
 
     /// How many threads read what is not in memory, from 1 to 1024
     ///
-    /// Files that the page cache has need none. With a disk that answers many requests at once more of them help; they
+    /// Each loop of --workers has so many. Files that the page cache has need none. With a disk that answers many requests at once more of them help; they
     /// are started when they are first needed.
     #[arg(long, value_name = "NUMBER", default_value = "4", value_parser = value_parser!(u16).range(1..=1024))]
     pub(crate) blocking_threads: u16,
@@ -335,6 +354,20 @@ fn target_limit(text: &str) -> Result<usize, String> {
 /// A number that is not zero.
 fn count<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "not a number from 1 on".to_owned())
+}
+
+/// Beyond it there is no machine, and a mistake is likely.
+const MOST_WORKERS: usize = 1024;
+
+fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    match text {
+        // Where the system does not say, one loop is what there would be without the flag.
+        "auto" => Ok(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+        text => match count::<NonZeroUsize>(text) {
+            Ok(number) if number.get() <= MOST_WORKERS => Ok(number),
+            _ => Err(format!("neither a number from 1 to {MOST_WORKERS} nor `auto`")),
+        },
+    }
 }
 
 fn rate(text: &str) -> Result<u32, String> {

@@ -4,14 +4,14 @@
 use std::io;
 
 use epoll_protocols::http1::{
-    Answered, BodyFlow, BodyMode, BodyWriter, FieldLine, Files, FilesOptions, HttpConfig, Request, RequestId,
-    Responder, Response, Service, allow,
+    Answered, BodyFlow, BodyMode, BodyWriter, FieldLine, Files, FilesOptions, HttpConfig, HttpMessage,
+    Request, RequestId, Responder, Response, Service, allow,
 };
-use epoll_reactor::Signal;
+use epoll_reactor::{Remote, Signal};
 
-use crate::access_log::{AccessLog, Destination};
+use crate::access_log::AccessLog;
 use crate::options;
-use crate::page::{self, Live};
+use crate::page::{self, Live, Slot};
 
 /// What a client is told for whom there is no room (RFC 9110 section 15.6.4).
 pub(crate) const OVERLOADED: &[u8] =
@@ -32,11 +32,12 @@ pub(crate) struct Site {
 
 impl Site {
     /// # Errors
-    /// The directory cannot be opened, and the error names it; or no thread can be started.
+    /// The directory cannot be opened, and the error names it.
     pub(crate) fn open(
         config: &HttpConfig,
         content: &options::Content,
-        log: Option<Destination>,
+        log: Option<AccessLog>,
+        slot: Slot,
     ) -> io::Result<Self> {
         let options = FilesOptions { list: content.list, ..FilesOptions::default() };
         let files = content.root.as_deref().map(|root| {
@@ -44,8 +45,7 @@ impl Site {
             opened
                 .map_err(|error| io::Error::new(error.kind(), format!("--root {}: {error}", root.display())))
         });
-        let log = log.map(AccessLog::start);
-        Ok(Self { live: Live::new(config), files: files.transpose()?, log: log.transpose()? })
+        Ok(Self { live: Live::new(config, slot), files: files.transpose()?, log })
     }
 
     /// The answers of a server that was given no files.
@@ -77,8 +77,20 @@ impl Site {
     }
 }
 
+/// Word from the thread that watches over several loops, to one of them: the access log is to be opened anew.
+pub(crate) struct Reopen;
+
+impl Reopen {
+    /// Any of them can see to it, since they share the file.
+    pub(crate) fn send_to_any(remotes: &[Remote<HttpMessage<Self>>]) {
+        if !remotes.iter().any(|remote| remote.send(Self.into()).is_ok()) {
+            log::error!("access log: not opened anew, for no loop takes a message");
+        }
+    }
+}
+
 impl Service for Site {
-    type Message = ();
+    type Message = Reopen;
 
     fn call(&mut self, request: &Request<'_>, response: &mut Response) {
         match &self.files {
@@ -125,6 +137,12 @@ impl Service for Site {
 
     fn on_signal(&mut self, signal: Signal, _: &mut Responder<'_>) {
         if let (Signal::Hangup, Some(log)) = (signal, &mut self.log) {
+            log.reopen();
+        }
+    }
+
+    fn on_message(&mut self, Reopen: Reopen, _: &mut Responder<'_>) {
+        if let Some(log) = &mut self.log {
             log.reopen();
         }
     }

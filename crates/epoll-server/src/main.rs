@@ -18,11 +18,13 @@ use std::process::ExitCode;
 
 use epoll_protocols::http1::Http;
 use epoll_protocols::{Broadcast, Echo};
-use epoll_reactor::{Limits, Signal, Stopped, block_signals, raise_open_file_limit};
+use epoll_reactor::{Limits, Signal, Stopped, Worker, block_signals, raise_open_file_limit};
 
-use crate::access_log::Destination;
+use crate::access_log::{Destination, LogWriter};
+use crate::http::{Reopen, Site};
 use crate::options::{Options, Protocol};
-use crate::serve::serve;
+use crate::page::Board;
+use crate::serve::{serve, serve_with_workers};
 
 /// The first one drains the server, the second one ends it.
 const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
@@ -30,6 +32,9 @@ const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
 /// Descriptors that are no connection's: standard streams, epoll, wake-ups, signals, some listeners, the access log.
 /// Files that are being sent come on top.
 const OWN_FILES: u64 = 16;
+
+/// The same, of each of several loops, without its listeners.
+const FILES_OF_A_LOOP: usize = 3;
 
 fn main() -> ExitCode {
     let result = run();
@@ -47,9 +52,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> io::Result<Stopped> {
-    let Options { addresses, limits, protocol } = Options::from_command_line();
+    let Options { addresses, limits, loops, protocol } = Options::from_command_line();
     // A name may take a while to be looked up, and Ctrl-C should end that: so before signals are blocked.
-    let addresses = serve::resolve(&addresses)?;
+    let places = serve::resolve(&addresses)?;
     // So may the reader of a FIFO.
     let access_log = protocol.access_log().map(Destination::open).transpose()?;
     // Before any thread is started: one that does not block a signal is killed by it.
@@ -59,24 +64,42 @@ fn run() -> io::Result<Stopped> {
         if access_log.as_ref().is_some_and(Destination::can_be_renamed) { &[Signal::Hangup] } else { &[] };
     block_signals(hangups)?;
     log::start();
-    open_as_many_files_as_allowed(limits.connections);
+    let workers = loops.count.get();
+    open_as_many_files_as_allowed(limits.connections, workers, places.len());
     match protocol {
-        Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &addresses, |_| Ok(())),
-        Protocol::Echo => serve(Echo, limits, &addresses, |_| Ok(())),
+        Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &places, |_| Ok(())),
+        Protocol::Echo if workers == 1 => serve(Echo, limits, &places, |_| Ok(())),
+        Protocol::Echo => serve_with_workers(loops, limits, &places, &[], |_| Ok(Echo), |_| ()),
         Protocol::Http(config, content) => {
-            let site = http::Site::open(&config, &content, access_log)?;
-            serve(Http::new(site, config), limits, &addresses, |reactor| {
-                let remote = reactor.remote();
-                reactor.handler().attach(remote);
-                if hangups.is_empty() { Ok(()) } else { reactor.watch_signals(hangups) }
-            })
+            let writer = access_log.map(LogWriter::start).transpose()?;
+            let board = Board::new(workers);
+            let open =
+                |index| Site::open(&config, &content, writer.as_ref().map(LogWriter::log), board.slot(index));
+            let stopped = if workers == 1 {
+                serve(Http::new(open(0)?, config.clone()), limits, &places, |reactor| {
+                    let remote = reactor.remote();
+                    reactor.handler().attach(remote);
+                    if hangups.is_empty() { Ok(()) } else { reactor.watch_signals(hangups) }
+                })
+            } else {
+                let factory = |worker: &Worker<_>| {
+                    let mut http = Http::new(open(worker.index())?, config.clone());
+                    http.attach(worker.remote().clone());
+                    Ok(http)
+                };
+                serve_with_workers(loops, limits, &places, hangups, factory, Reopen::send_to_any)
+            };
+            if let Some(writer) = writer {
+                writer.finish();
+            }
+            stopped
         }
     }
 }
 
 /// Each connection takes a descriptor, and the usual soft limit of 1024 is there for select(2), which this
 /// program does not use.
-fn open_as_many_files_as_allowed(connections: usize) {
+fn open_as_many_files_as_allowed(connections: usize, workers: usize, places: usize) {
     let raised = raise_open_file_limit();
     match &raised {
         Ok(limit) if limit.before < limit.now => {
@@ -85,7 +108,11 @@ fn open_as_many_files_as_allowed(connections: usize) {
         Ok(limit) => ::log::info!("open files: limit is {}", limit.now),
         Err(errno) => ::log::warn!("open files: cannot raise the limit: {}", errno.desc()),
     }
-    let needed = u64::try_from(connections).unwrap_or(u64::MAX).saturating_add(OWN_FILES);
+    // With several loops each has its own epoll, wake-ups and listeners.
+    let of_loops =
+        if workers > 1 { workers.saturating_mul(places.saturating_add(FILES_OF_A_LOOP)) } else { 0 };
+    let needed =
+        u64::try_from(connections.saturating_add(of_loops)).unwrap_or(u64::MAX).saturating_add(OWN_FILES);
     if let Ok(limit) = raised
         && limit.now < needed
     {

@@ -3,6 +3,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -31,8 +32,17 @@ const ANSWER_HEAD: usize = 4096;
 pub(crate) struct Options {
     /// Where to listen, as typed. At least one.
     pub(crate) addresses: Vec<String>,
+    /// For all loops together.
     pub(crate) limits: Limits,
+    pub(crate) loops: Loops,
     pub(crate) protocol: Protocol,
+}
+
+/// How many loops there are, and whether each has a CPU of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Loops {
+    pub(crate) count: NonZeroUsize,
+    pub(crate) pin: bool,
 }
 
 /// A protocol and its configuration.
@@ -89,12 +99,41 @@ impl Options {
                 limits.memory, limits.output
             ));
         }
+        let loops = Loops { count: common.workers, pin: common.pin };
+        check_shares(&limits, loops.count.get(), &protocol)?;
         let mut addresses = [listen.addresses, behind.addresses].concat();
         if addresses.is_empty() {
             addresses.push(DEFAULT_ADDRESS.to_owned());
         }
-        Ok(Self { addresses, limits, protocol })
+        Ok(Self { addresses, limits, loops, protocol })
     }
+}
+
+/// Whether each of so many loops gets along with its part of the limits.
+fn check_shares(limits: &Limits, workers: usize, protocol: &Protocol) -> Result<(), String> {
+    if workers == 1 {
+        return Ok(());
+    }
+    if let Protocol::Broadcast(_) = protocol {
+        return Err(format!(
+            "--workers ({workers}): `broadcast` has one loop, for a line reaches those in its own"
+        ));
+    }
+    if limits.connections < workers {
+        let connections = limits.connections;
+        return Err(format!(
+            "--max-connections ({connections}) is below one for each of --workers ({workers})"
+        ));
+    }
+    let memory = limits.memory / workers;
+    if memory < limits.output {
+        return Err(format!(
+            "--memory-limit ({}) is {memory} for each of --workers ({workers}), below the {} bytes that may wait for one \
+             connection",
+            limits.memory, limits.output
+        ));
+    }
+    Ok(())
 }
 
 /// Understands the command line, with the protocol put in if it was left out: then its own flags are
@@ -421,6 +460,34 @@ mod tests {
     }
 
     #[test]
+    fn each_loop_has_its_part() {
+        let options = read("epoll-server --workers 3 http --max-connections 10 --pin").unwrap();
+        assert_eq!((options.loops.count.get(), options.loops.pin), (3, true));
+        let options = read("epoll-server echo").unwrap();
+        assert_eq!((options.loops.count.get(), options.loops.pin), (1, false));
+        let auto = read("epoll-server echo --workers auto").unwrap().loops.count;
+        assert_eq!(Ok(auto), std::thread::available_parallelism().map_err(|error| error.kind()));
+        // One loop is what every protocol has.
+        assert_eq!(read("epoll-server broadcast --workers 1").unwrap().loops.count.get(), 1);
+        for (line, parts) in [
+            ("broadcast --workers 2", ["--workers (2)", "`broadcast`"]),
+            ("--workers 2", ["--workers (2)", "`broadcast`"]),
+            ("echo --workers 5 --max-connections 4", ["--max-connections (4)", "--workers (5)"]),
+            (
+                "echo --workers 2 --memory-limit 7MiB",
+                ["--memory-limit (7340032) is 3670016", "4194304 bytes"],
+            ),
+            ("http --workers 2 --body-limit 200MiB", ["--memory-limit (268435456) is 134217728", "bytes"]),
+            ("echo --workers 0", ["--workers", "from 1 to 1024 nor `auto`"]),
+            ("echo --workers 1025", ["--workers", "from 1 to 1024 nor `auto`"]),
+            ("echo --workers many", ["--workers", "from 1 to 1024 nor `auto`"]),
+        ] {
+            let message = refused(&format!("epoll-server {line}"));
+            assert!(parts.iter().all(|part| message.lines().next().unwrap().contains(part)), "{message}");
+        }
+    }
+
+    #[test]
     fn whatever_is_accepted_makes_limits_that_hold() {
         for line in [
             "epoll-server --line-limit 0 --receiver-limit 32",
@@ -433,6 +500,16 @@ mod tests {
             "epoll-server echo --memory-limit 4MiB --max-connections 1 --grace 100000000days",
         ] {
             read(line).unwrap().limits.check().unwrap();
+        }
+        for line in [
+            "epoll-server http --workers 1024 --memory-limit 16EiB --max-connections 1024",
+            "epoll-server echo --workers 2 --memory-limit 8MiB --max-connections 2",
+            "epoll-server http --workers 3 --body-limit 80MiB --max-connections-per-client 1",
+        ] {
+            let Options { limits, loops, .. } = read(line).unwrap();
+            for index in 0..loops.count.get() {
+                limits.share_of(index, loops.count.get()).unwrap().check().unwrap();
+            }
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use epoll_protocols::http1::{BodyWriter, FieldLine, HttpConfig, Request, RequestId, Responder, Response};
@@ -64,9 +65,32 @@ pub(crate) struct Live {
     samples: VecDeque<String>,
     /// The number of the newest one.
     number: u64,
-    answers: u64,
+    slot: Slot,
+    counts: Counts,
     before: Before,
     ending: bool,
+}
+
+/// Where the loops of a server tell each other what they have counted, once a second, so that each can tell its clients
+/// of all of them.
+pub(crate) struct Board {
+    loops: Arc<Mutex<Vec<Counts>>>,
+}
+
+/// The part of a [`Board`] that is one loop's.
+pub(crate) struct Slot {
+    loops: Arc<Mutex<Vec<Counts>>>,
+    index: usize,
+}
+
+/// What one loop has counted since the start, or all of them.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    connections: usize,
+    answers: u64,
+    turns: u64,
+    busy: Duration,
+    longest: Duration,
 }
 
 /// What had been counted at the last tick.
@@ -75,12 +99,10 @@ struct Before {
     /// None before the first tick.
     at: Option<Timestamp>,
     uptime: Duration,
-    answers: u64,
-    turns: u64,
-    busy: Duration,
+    counts: Counts,
 }
 
-/// What one event tells.
+/// What one event tells, of all loops of the server.
 struct Sample {
     /// Seconds since the start.
     uptime: f64,
@@ -90,21 +112,22 @@ struct Sample {
     answered: u64,
     /// The same a second, since the last event.
     rate: f64,
-    /// The mean time of a turn of the loop since the last event, without its wait, in microseconds.
+    /// The mean time of a turn of a loop since the last event, without its wait, in microseconds.
     turn: f64,
     /// The longest turn since the start, in microseconds.
     longest: f64,
 }
 
 impl Live {
-    pub(crate) fn new(config: &HttpConfig) -> Self {
+    pub(crate) fn new(config: &HttpConfig, slot: Slot) -> Self {
         Self {
             limit: STREAMS,
             room: config.limits.output_batch,
             streams: BTreeMap::new(),
             samples: VecDeque::new(),
             number: 0,
-            answers: 0,
+            slot,
+            counts: Counts::default(),
             before: Before::default(),
             ending: false,
         }
@@ -159,7 +182,7 @@ impl Live {
 
     /// A request has been answered, whichever.
     pub(crate) const fn on_answer(&mut self) {
-        self.answers += 1;
+        self.counts.answers += 1;
     }
 
     /// The stream has ended, or its client is gone. Others may be told about too.
@@ -185,30 +208,75 @@ impl Live {
     }
 
     fn tick(&mut self, now: Timestamp, connections: usize, counters: &Counters) {
-        let elapsed = self.before.at.map_or(TICK, |at| now - at);
-        let after = Before {
-            at: Some(now),
-            uptime: self.before.uptime + elapsed,
-            answers: self.answers,
+        self.counts = Counts {
+            connections,
             turns: counters.turns,
             busy: counters.busy,
+            longest: counters.longest_turn,
+            ..self.counts
         };
-        let before = std::mem::replace(&mut self.before, after);
-        let turns = counters.turns.saturating_sub(before.turns).max(1);
+        let counts = self.slot.put(self.counts);
+        let elapsed = self.before.at.map_or(TICK, |at| now - at);
+        let after = Before { at: Some(now), uptime: self.before.uptime + elapsed, counts };
+        let Before { counts: before, .. } = std::mem::replace(&mut self.before, after);
+        let turns = counts.turns.saturating_sub(before.turns).max(1);
         let sample = Sample {
             uptime: self.before.uptime.as_secs_f64(),
-            connections,
-            answered: self.answers,
-            rate: (self.answers - before.answers) as f64
+            connections: counts.connections,
+            answered: counts.answers,
+            rate: counts.answers.saturating_sub(before.answers) as f64
                 / elapsed.max(Duration::from_millis(1)).as_secs_f64(),
-            turn: microseconds(counters.busy.saturating_sub(before.busy)) / turns as f64,
-            longest: microseconds(counters.longest_turn),
+            turn: microseconds(counts.busy.saturating_sub(before.busy)) / turns as f64,
+            longest: microseconds(counts.longest),
         };
         if self.samples.len() >= HISTORY {
             self.samples.pop_front();
         }
         self.samples.push_back(sample.to_string());
         self.number += 1;
+    }
+}
+
+impl Board {
+    /// For so many loops.
+    pub(crate) fn new(count: usize) -> Self {
+        Self { loops: Arc::new(Mutex::new(vec![Counts::default(); count])) }
+    }
+
+    /// For the loop of that index.
+    pub(crate) fn slot(&self, index: usize) -> Slot {
+        Slot { loops: Arc::clone(&self.loops), index }
+    }
+}
+
+impl Slot {
+    /// Tells of this loop, and answers with the sum of all.
+    fn put(&self, counts: Counts) -> Counts {
+        let mut loops = self.lock();
+        if let Some(own) = loops.get_mut(self.index) {
+            *own = counts;
+        }
+        loops.iter().fold(Counts::default(), |sum, it| Counts {
+            connections: sum.connections + it.connections,
+            answers: sum.answers + it.answers,
+            turns: sum.turns + it.turns,
+            busy: sum.busy + it.busy,
+            longest: sum.longest.max(it.longest),
+        })
+    }
+
+    /// Plain numbers: whoever panicked has left nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Vec<Counts>> {
+        self.loops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The loop is gone, and with it its connections; what it did counts on.
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(own) = self.lock().get_mut(self.index) {
+            own.connections = 0;
+        }
     }
 }
 
@@ -307,7 +375,7 @@ mod tests {
     }
 
     fn live() -> Live {
-        Live::new(&HttpConfig::default())
+        Live::new(&HttpConfig::default(), Board::new(1).slot(0))
     }
 
     /// The tick at `seconds`, when there have been ten turns of `busy` microseconds altogether each second.
@@ -355,6 +423,25 @@ mod tests {
         // Counters and a clock that stand still are no reason to divide by zero.
         tick(&mut live, 7, 1, 540);
         assert!(live.samples.back().unwrap().contains("\"rate\":0.000,\"turn_us\":0.000"));
+    }
+
+    #[test]
+    fn a_sample_tells_of_all_loops() {
+        let board = Board::new(2);
+        let [mut one, mut other] = [0, 1].map(|index| Live::new(&HttpConfig::default(), board.slot(index)));
+        for _ in 0..3 {
+            one.on_answer();
+        }
+        tick(&mut one, 1, 5, 40);
+        other.on_answer();
+        tick(&mut other, 1, 2, 60);
+        let both = "{\"uptime\":1.000,\"connections\":7,\"answered\":4,\"rate\":4.000,\"turn_us\":5.000,\"longest_us\":1.500}";
+        assert_eq!(other.samples.back().unwrap(), both);
+        // The connections of one that has died are gone; its answers were given.
+        drop(one);
+        tick(&mut other, 2, 2, 60);
+        let sample = other.samples.back().unwrap();
+        assert!(sample.contains("\"connections\":2,\"answered\":4,\"rate\":0.000"), "{sample}");
     }
 
     #[test]

@@ -1,11 +1,17 @@
-//! Listening, saying so, and running until a signal: once, for whatever the protocol.
+//! Listening, saying so, and running until a signal: once for one loop and once for several, for whatever the protocol.
 
 use std::io::{self, Write};
+use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
-use epoll_reactor::{Address, Handler, Limits, ListenOptions, Reactor, Stopped};
+use epoll_reactor::{
+    Address, Handler, Limits, ListenOptions, Reactor, Remote, Signal, Stopped, Worker, WorkerEvent, Workers,
+    WorkersEnd,
+};
 
 use crate::SIGNALS;
+use crate::options::Loops;
 
 /// An address as typed, and those it stands for.
 pub(crate) struct Place {
@@ -34,39 +40,101 @@ pub(crate) fn serve<H: Handler>(
     prepare: impl FnOnce(&mut Reactor<H>) -> io::Result<()>,
 ) -> io::Result<Stopped> {
     let grace = limits.drain_grace;
-    let options = ListenOptions {
-        // The kernel counts a client that has stopped reading as one that has vanished, so this must not come
-        // before the loop's own patience with it is at an end.
-        user_timeout: ListenOptions::default().user_timeout.max(Some(limits.write_stall_timeout)),
-        ..ListenOptions::default()
-    };
+    let options = listen_options(&limits);
     let mut reactor = Reactor::new(handler, limits)?;
     reactor.drain_on_signals(&SIGNALS)?;
     prepare(&mut reactor)?;
-    let mut bound = Vec::with_capacity(places.len());
-    for place in places {
-        let (_, address) = reactor.listen_first(&place.candidates, &options)?;
-        if place.candidates.len() > 1 {
-            log::info!("{} has several addresses; listening on {address} only", place.text);
-        }
-        bound.push(address);
-    }
+    let bound = listen(places, |addresses| Ok(reactor.listen_first(addresses, &options)?.1))?;
     // Only now: whoever waits for these lines may take the first one for the whole server being there. By a
     // thread, since a pipe that nobody reads may be full.
     thread::Builder::new().name("announce".to_owned()).spawn(move || announce(&bound))?;
     let stopped = reactor.run()?;
+    tell_of_end(stopped, reactor.ctx().counters().cut_off, grace);
+    Ok(stopped)
+}
+
+/// The same with several loops, each with a handler that `factory` makes. `on_signal` hears of `watched`, and has the ways
+/// to the loops.
+///
+/// # Errors
+/// As for [`serve`]; those of `factory`; more loops than CPUs if each is to have its own; or a loop that could not go on,
+/// at the end, since the others do.
+pub(crate) fn serve_with_workers<H: Handler>(
+    loops: Loops,
+    limits: Limits,
+    places: &[Place],
+    watched: &[Signal],
+    factory: impl Fn(&Worker<H::Message>) -> io::Result<H> + Sync,
+    on_signal: impl Fn(&[Remote<H::Message>]),
+) -> io::Result<Stopped> {
+    let grace = limits.drain_grace;
+    let options = listen_options(&limits);
+    let mut workers = Workers::new(loops.count, limits)?;
+    workers.drain_on_signals(&SIGNALS)?;
+    workers.watch_signals(watched)?;
+    if loops.pin {
+        workers.pin()?;
+    }
+    let bound = listen(places, |addresses| workers.listen_first(addresses, &options))?;
+    let remotes = workers.remotes().clone();
+    // It is to announce what is there, or nothing: a loop may not start.
+    let (started, all_started) = channel();
+    thread::Builder::new().name("announce".to_owned()).spawn(move || {
+        if all_started.recv().is_ok() {
+            announce(&bound);
+        }
+    })?;
+    let end = workers.run(factory, |event| match event {
+        // It waits for this.
+        WorkerEvent::AllStarted => _ = started.send(()),
+        WorkerEvent::Signal(_) => on_signal(&remotes),
+        // The log has been told.
+        _ => (),
+    })?;
+    let WorkersEnd { stopped, cut_off, died, .. } = end;
+    if died > 0 {
+        let count = loops.count;
+        return Err(io::Error::other(format!("{died} of {count} loops could not go on; the log says why")));
+    }
+    tell_of_end(stopped, cut_off, grace);
+    Ok(stopped)
+}
+
+fn listen_options(limits: &Limits) -> ListenOptions {
+    ListenOptions {
+        // The kernel counts a client that has stopped reading as one that has vanished, so this must not come
+        // before the loop's own patience with it is at an end.
+        user_timeout: ListenOptions::default().user_timeout.max(Some(limits.write_stall_timeout)),
+        ..ListenOptions::default()
+    }
+}
+
+/// Has each place listened on by `listen_first`, and returns where that is.
+fn listen(
+    places: &[Place],
+    mut listen_first: impl FnMut(&[Address]) -> io::Result<Address>,
+) -> io::Result<Vec<Address>> {
+    let listen_at = |place: &Place| {
+        let address = listen_first(&place.candidates)?;
+        if place.candidates.len() > 1 {
+            log::info!("{} has several addresses; listening on {address} only", place.text);
+        }
+        Ok(address)
+    };
+    places.iter().map(listen_at).collect()
+}
+
+fn tell_of_end(stopped: Stopped, cut_off: u64, grace: Duration) {
     match stopped {
         Stopped::Drained => log::info!("stopped: every connection has ended"),
         Stopped::DeadlinePassed => {
             log::warn!(
-                "stopped: {} connections still open after {} were closed",
-                reactor.ctx().counters().cut_off,
+                "stopped: {cut_off} connections still open after {} were closed",
                 humantime::format_duration(grace)
             );
         }
         Stopped::Forced => log::warn!("stopped at once, without waiting for connections to end"),
     }
-    Ok(stopped)
 }
 
 /// Tells standard output, and lets it be if nobody can be told: `println!` would panic.

@@ -159,7 +159,12 @@ impl<M: Send, F: FnMut(WorkerEvent)> Watch<M, F> {
         let name = thread_name(index);
         match left {
             0 => log::error!("{name} has ended: {why}; no loop is left"),
-            _ => log::error!("{name} has ended: {why}; its connections are closed, {left} loops go on"),
+            _ => {
+                let count = self.remotes.len();
+                log::error!(
+                    "{name} has ended: {why}; its connections are closed, {left} of {count} loops left"
+                );
+            }
         }
         (self.on_event)(WorkerEvent::Died(index));
     }

@@ -12,10 +12,10 @@ use std::time::Duration;
 /// How long a pipe that is full and does not block is given before it is tried again.
 const FULL: Duration = Duration::from_millis(5);
 
-/// What the loop asks of the writer.
+/// What a loop asks of the writer.
 pub(super) enum Order {
-    /// Whole lines.
-    Write(Vec<u8>),
+    /// Whole lines, and where their buffer goes back to, of the loop they come from.
+    Write(Vec<u8>, Sender<Vec<u8>>),
     Reopen,
 }
 
@@ -32,12 +32,12 @@ pub(super) fn open(path: Option<&Path>) -> io::Result<File> {
     file.map_err(|error| io::Error::new(error.kind(), format!("access log {}: {error}", path.display())))
 }
 
-/// Does what it is told until there are no more orders. Buffers go back through `empty`.
-pub(super) fn run(path: Option<&Path>, file: File, orders: &Receiver<Order>, empty: &Sender<Vec<u8>>) {
+/// Does what it is told until there are no more orders.
+pub(super) fn run(path: Option<&Path>, file: File, orders: &Receiver<Order>) {
     let mut output = Output::new(file);
     for order in orders {
         match order {
-            Order::Write(mut lines) => {
+            Order::Write(mut lines, empty) => {
                 output.write(&lines);
                 lines.clear();
                 // The loop may have ended.

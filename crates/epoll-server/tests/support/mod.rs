@@ -156,6 +156,12 @@ impl Server {
         self.seen.iter().filter(|line| line.contains(part)).count()
     }
 
+    /// The lines of the log, so far, that contain `part`.
+    pub fn all_logged(&mut self, part: &str) -> Vec<String> {
+        self.seen.extend(self.log.try_iter());
+        self.seen.iter().filter(|line| line.contains(part)).cloned().collect()
+    }
+
     /// Sends the signal of that name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let status =
@@ -334,6 +340,21 @@ impl<S: Read + Write> Client<S> {
 
     pub fn send(&mut self, data: impl AsRef<[u8]>) {
         self.0.get_mut().write_all(data.as_ref()).unwrap();
+    }
+
+    /// The same, where the server may be gone.
+    pub fn try_send(&mut self, data: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.0.get_mut().write_all(data.as_ref())
+    }
+
+    /// The next line, with its newline; nothing where the server is gone.
+    pub fn line_or_end(&mut self) -> Vec<u8> {
+        let mut line = Vec::new();
+        match self.0.read_until(b'\n', &mut line) {
+            Ok(_) => (),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+        }
+        line
     }
 
     /// The next line, with its newline.
