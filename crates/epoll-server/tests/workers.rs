@@ -78,6 +78,8 @@ fn a_second_process_on_the_same_address_takes_one_line_whatever_the_loops_of_bot
                 assert_eq!(lines, [expected], "{first} and {second:?}");
             }
         }
+        let exclusive = server.exclusively_watched();
+        assert_eq!(exclusive, if first == "1" { 0 } else { 3 }, "the Unix socket, by each loop");
         // The first one has noticed nothing.
         for _ in 0..8 {
             echo(&mut server.connect());

@@ -202,6 +202,21 @@ impl Server {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
+    /// How many descriptors its epoll instances watch with `EPOLLEXCLUSIVE`: proc_pid_fdinfo(5).
+    pub fn exclusively_watched(&self) -> usize {
+        const EPOLLEXCLUSIVE: u32 = 1 << 28;
+        let infos = fs::read_dir(format!("/proc/{}/fdinfo", self.child.id())).unwrap();
+        // A connection that has been closed meanwhile has none.
+        let infos =
+            infos.filter_map(|info| fs::read_to_string(info.unwrap().path()).ok()).collect::<String>();
+        let watched = infos.lines().filter(|line| line.starts_with("tfd:"));
+        let events = watched.map(|line| {
+            let events = line.split_once("events:").unwrap().1.split_whitespace().next().unwrap();
+            u32::from_str_radix(events, 16).unwrap()
+        });
+        events.filter(|events| events & EPOLLEXCLUSIVE != 0).count()
+    }
+
     /// The names of its threads.
     pub fn threads(&self) -> Vec<String> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
