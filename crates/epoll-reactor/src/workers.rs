@@ -251,7 +251,8 @@ impl<M: Send> Workers<M> {
     /// Starts the loops and returns when all have ended: drained, by a signal or [`Remote::drain`] of each, or died.
     ///
     /// `factory` makes the handler of each loop, on that loop's thread, so a handler need not be [`Send`]. `on_event` is
-    /// called on the calling thread, and must not block: signals wait for it.
+    /// called on the calling thread, and must not block: signals wait for it. If it panics, all loops are ended before the
+    /// panic goes on.
     ///
     /// A loop that ends by an error or a panic (of a callback only with
     /// [`PanicPolicy::Propagate`](crate::PanicPolicy::Propagate)) is logged, and the others go on.

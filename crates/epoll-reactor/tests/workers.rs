@@ -306,6 +306,26 @@ fn of_a_loop_that_dies_the_others_go_on() {
 }
 
 #[test]
+fn a_panic_of_the_one_who_is_told_ends_the_loops_first() {
+    let mut workers = workers(2, Limits { drain_grace: Duration::from_secs(3600), ..Limits::default() });
+    let address = listen(&mut workers);
+    let (make, _told) = factory(true);
+    let mut clients = Vec::new();
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let end = workers.run(make, |_| {
+            clients = one_each(&address, 2);
+            panic!("on purpose");
+        });
+        unreachable!("{end:?}");
+    }));
+    assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"on purpose"));
+    for (client, _) in &mut clients {
+        assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+    }
+    std::net::TcpListener::bind(address.as_tcp().unwrap()).unwrap();
+}
+
+#[test]
 fn when_all_loops_have_died_it_is_over() {
     let mut workers = workers(2, Limits { panics: PanicPolicy::Propagate, ..Limits::default() });
     let address = listen(&mut workers);

@@ -1,7 +1,9 @@
 //! Who watches over the loops: a loop of its own, on the thread that runs them, which takes the signals and hears of
 //! each loop's start and end.
 
+use std::any::Any;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +61,8 @@ struct Watch<M, F> {
     ended: usize,
     /// Why the loops could not be started.
     failure: Option<io::Error>,
+    /// What the caller's own callback panicked with.
+    panic: Option<Box<dyn Any + Send>>,
     end: WorkersEnd,
 }
 
@@ -81,6 +85,7 @@ impl<M: Send, F: FnMut(WorkerEvent)> Supervisor<M, F> {
             started: vec![false; count],
             ended: 0,
             failure: None,
+            panic: None,
             end: WorkersEnd { stopped: Stopped::Drained, cut_off: 0, died: 0 },
         };
         let limits = Limits { message_queue: 2 * count.max(1), read_buffer: 1, ..Limits::default() };
@@ -113,6 +118,9 @@ impl<M: Send, F: FnMut(WorkerEvent)> Supervisor<M, F> {
             return Err(error);
         }
         let watch = self.reactor.handler();
+        if let Some(panic) = watch.panic.take() {
+            resume_unwind(panic);
+        }
         match watch.failure.take() {
             Some(error) => Err(error),
             None => Ok(watch.end),
@@ -128,6 +136,16 @@ impl<M: Send, F: FnMut(WorkerEvent)> Watch<M, F> {
     fn fail(&mut self, error: io::Error) {
         if self.failure.is_none() {
             self.failure = Some(error);
+            self.force();
+        }
+    }
+
+    /// The loops' threads cannot be left behind, so a panic has them end first.
+    fn tell(&mut self, event: WorkerEvent) {
+        if self.panic.is_none()
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.on_event)(event)))
+        {
+            self.panic = Some(panic);
             self.force();
         }
     }
@@ -149,7 +167,7 @@ impl<M: Send, F: FnMut(WorkerEvent)> Watch<M, F> {
             *started = true;
         }
         if self.failure.is_none() && self.started.iter().all(|started| *started) {
-            (self.on_event)(WorkerEvent::AllStarted);
+            self.tell(WorkerEvent::AllStarted);
         }
     }
 
@@ -166,7 +184,7 @@ impl<M: Send, F: FnMut(WorkerEvent)> Watch<M, F> {
                 );
             }
         }
-        (self.on_event)(WorkerEvent::Died(index));
+        self.tell(WorkerEvent::Died(index));
     }
 
     fn note_end(&mut self, index: usize, ended: Result<io::Result<Outcome>, String>) {
@@ -208,11 +226,10 @@ impl<M: Send, F: FnMut(WorkerEvent)> Handler for Watch<M, F> {
         match word {
             Word::Started(index) => self.note_start(index),
             Word::Ended(index, ended) => {
-                if self.ended + 1 >= self.running {
-                    // Before anything that may panic: the caller's own callback.
+                self.note_end(index, ended);
+                if self.ended >= self.running {
                     ctx.drain(Duration::ZERO);
                 }
-                self.note_end(index, ended);
             }
         }
     }
@@ -221,7 +238,7 @@ impl<M: Send, F: FnMut(WorkerEvent)> Handler for Watch<M, F> {
         if self.draining.contains(&signal) {
             self.stop(ctx.now(), signal);
         } else {
-            (self.on_event)(WorkerEvent::Signal(signal));
+            self.tell(WorkerEvent::Signal(signal));
         }
     }
 }
