@@ -3,10 +3,10 @@
 //! A server is a [`Handler`]: callbacks for a connection's bytes, its end, its timers. A [`Reactor`] runs it,
 //! with any number of listeners and outbound connections, bounded buffers with backpressure, timers, messages
 //! from other threads and a graceful end. For a server that only turns messages into answers, [`EpollServer`]
-//! is shorter.
+//! is shorter. [`Workers`] runs several loops, one a thread.
 //!
-//! What this crate never does: it knows no protocol, spawns no thread, prints nothing, blocks nowhere but in
-//! epoll_wait(2), and holds no lock while a callback runs. It is not an async runtime, and it has no TLS.
+//! What this crate never does: it knows no protocol, spawns no thread but those of [`Workers`], prints nothing, blocks
+//! nowhere but in epoll_wait(2), and holds no lock while a callback runs. It is not an async runtime, and it has no TLS.
 //!
 //! # A server
 //!
