@@ -92,7 +92,7 @@ pub(crate) struct CommonFlags {
     /// How many connections may be open at one time
     ///
     /// Further clients are accepted and closed at once, so that they need not wait to learn of it; `http` answers 503
-    /// with Retry-After to as many at a time as a sixteenth of this and 16 more. The limit on open files, raised at the
+    /// with Retry-After to as many at a time as a sixteenth of this and 16 more for each loop. The limit on open files, raised at the
     /// start to all that is allowed, may be the tighter one; then some are turned away and others wait until there is
     /// room.
     #[arg(long, global = true, value_name = "NUMBER", default_value = "100000", value_parser = count::<NonZeroUsize>)]
