@@ -21,17 +21,33 @@ use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use strace::{Fault, Traced, When};
-use support::{Client, EXECUTABLE, Server, outcome, poll, skip};
+use support::{Client, EXECUTABLE, PATIENCE, Server, outcome, poll, skip};
 
-/// The names of its threads, without those that only live for a moment, in order.
-fn threads(server: &Server) -> Vec<String> {
-    poll("the end of what the start needed", || {
-        let mut names: Vec<String> = server.threads().iter().map(|name| name.trim_end().to_owned()).collect();
+/// Waits until its threads have these names, in order: a thread gives itself its name, and some live for a moment only.
+#[track_caller]
+fn assert_threads(server: &Server, expected: &[&str]) {
+    let mut names = Vec::new();
+    let found = poll_quietly(|| {
+        names = server.threads().iter().map(|name| name.trim_end().to_owned()).collect();
         names.sort();
-        (!names.iter().any(|name| name == "announce")).then_some(names)
-    })
+        names == expected
+    });
+    assert!(found, "{names:?}");
+}
+
+/// Whether it comes true.
+fn poll_quietly(mut is_true: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + PATIENCE;
+    while !is_true() {
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
 }
 
 fn echo(client: &mut Client<TcpStream>) {
@@ -43,10 +59,10 @@ fn echo(client: &mut Client<TcpStream>) {
 fn one_loop_needs_no_thread_and_several_have_one_each() {
     for arguments in [&["echo"][..], &["echo", "--workers", "1"], &["echo", "--workers", "1", "--pin"]] {
         let server = Server::start(arguments);
-        assert_eq!(threads(&server), ["epoll-server", "log"], "{arguments:?}");
+        assert_threads(&server, &["epoll-server", "log"]);
     }
     let server = Server::start(&["echo", "--workers", "3"]);
-    assert_eq!(threads(&server), ["epoll-server", "log", "worker-0", "worker-1", "worker-2"]);
+    assert_threads(&server, &["epoll-server", "log", "worker-0", "worker-1", "worker-2"]);
     let mut clients: Vec<_> = (0..64).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(echo);
     let ended = server.stop();
@@ -129,10 +145,12 @@ fn what_keeps_a_loop_from_starting_takes_one_line() {
 #[test]
 fn a_loop_for_each_cpu_may_have_it_to_itself() {
     let server = Server::start(&["echo", "--workers", "auto", "--pin"]);
-    let workers: Vec<_> = threads(&server).into_iter().filter(|name| name.starts_with("worker-")).collect();
     let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let mut names: Vec<String> = vec!["epoll-server".to_owned(), "log".to_owned()];
     // One loop has no thread of its own.
-    assert_eq!(workers.len(), if cpus == 1 { 0 } else { cpus });
+    names.extend((0..cpus).filter(|_| cpus > 1).map(|index| format!("worker-{index}")));
+    names.sort();
+    assert_threads(&server, &names.iter().map(String::as_str).collect::<Vec<_>>());
     for _ in 0..64 {
         echo(&mut server.connect());
     }
@@ -203,7 +221,8 @@ fn when_a_loop_dies_the_log_says_so_and_the_others_serve_on() {
         assert!(line.ends_with(why), "{line}");
         let mut others: Vec<_> = (0..4).map(|_| server.connect()).collect();
         others.iter_mut().for_each(echo);
-        assert_eq!(threads(server).iter().filter(|name| name.starts_with("worker-")).count(), 1);
+        let of_loops = || server.threads().iter().filter(|name| name.starts_with("worker-")).count();
+        assert!(poll_quietly(|| of_loops() == 1), "its thread has not ended");
         let ended = if all {
             let line = kill_its_loop(server, &mut others[0]);
             assert!(line.ends_with("has ended: Bad file descriptor (os error 9); no loop is left"), "{line}");
@@ -242,8 +261,7 @@ fn all_loops_write_to_one_access_log_that_is_opened_anew_once() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("access");
     let mut server = Server::start(&["http", "--workers", "2", "--access-log", path.to_str().unwrap()]);
-    let names = threads(&server);
-    assert_eq!(names.iter().filter(|name| *name == "access-log").count(), 1, "{names:?}");
+    assert_threads(&server, &["access-log", "epoll-server", "log", "worker-0", "worker-1"]);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| server.connect()).collect();
     let ask = |clients: &mut Vec<Client<TcpStream>>, round: usize| {
         for (number, client) in clients.iter_mut().enumerate() {
