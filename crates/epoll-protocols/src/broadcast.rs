@@ -4,11 +4,16 @@
 //! `[Client_<n>] `, where n counts the connections from 1. All receivers share one buffer. A line reaches a
 //! receiver whole or not at all, and the lines of one sender in their order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use epoll_reactor::{CloseReason, CloseStats, ConnId, ConnMap, Ctx, Handler, Limits, SendOutcome, Shared};
 
+pub use metrics::{BroadcastMetrics, BroadcastSnapshot};
+
 use crate::lines::LineSplitter;
+
+mod metrics;
 
 /// How a broadcast server treats its clients.
 #[derive(Clone, Debug)]
@@ -74,6 +79,7 @@ pub struct Broadcast {
     counted: u64,
     /// Where a line is put together; of no meaning between two.
     scratch: Vec<u8>,
+    metrics: Arc<BroadcastMetrics>,
 }
 
 /// What the others must know of a client.
@@ -88,7 +94,13 @@ impl Broadcast {
     /// A server without clients.
     #[must_use]
     pub fn new(config: BroadcastConfig) -> Self {
-        Self { config, clients: ConnMap::new(), counted: 0, scratch: Vec::new() }
+        Self { config, clients: ConnMap::new(), counted: 0, scratch: Vec::new(), metrics: Arc::default() }
+    }
+
+    /// What it counts, for any thread to read while it serves, and afterwards.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<BroadcastMetrics> {
+        Arc::clone(&self.metrics)
     }
 
     fn number(&self, id: ConnId) -> u64 {
@@ -100,7 +112,7 @@ impl Broadcast {
         if let Some(client) = self.clients.get_mut(id)
             && client.skipped > 0
         {
-            tell_skipped(ctx, id, client, &self.config);
+            tell_skipped(ctx, id, client, &self.config, &self.metrics);
         }
     }
 
@@ -112,11 +124,14 @@ impl Broadcast {
         // counted for.
         let message = ctx.share(self.scratch.as_slice());
         self.scratch.shrink_to(SCRATCH_KEPT);
+        let mut delivered = 0;
         for (id, client) in self.clients.iter_mut() {
-            if id != from {
-                deliver(ctx, id, client, &self.config, message.clone());
+            if id != from && deliver(ctx, id, client, &self.config, &self.metrics, message.clone()) {
+                delivered += 1;
             }
         }
+        self.metrics.lines.add(1);
+        self.metrics.deliveries.add(delivered);
         message.len()
     }
 }
@@ -163,35 +178,56 @@ fn compose(message: &mut Vec<u8>, number: u64, line: &[u8]) {
     }
 }
 
-/// Sends one message to one receiver, under the policy for slow ones.
-fn deliver(ctx: &mut Ctx, id: ConnId, client: &mut Client, config: &BroadcastConfig, message: Shared) {
-    if client.skipped > 0 && !tell_skipped(ctx, id, client, config) {
+/// Sends one message to one receiver, under the policy for slow ones; says whether it has.
+fn deliver(
+    ctx: &mut Ctx,
+    id: ConnId,
+    client: &mut Client,
+    config: &BroadcastConfig,
+    metrics: &BroadcastMetrics,
+    message: Shared,
+) -> bool {
+    if client.skipped > 0 && !tell_skipped(ctx, id, client, config, metrics) {
         client.skipped += 1;
-        return;
+        metrics.skipped.add(1);
+        return false;
     }
     let over_limit = ctx.queued(id).saturating_add(message.len()) > config.receiver_limit;
     let outcome = if over_limit { SendOutcome::OverLimit(message) } else { ctx.send_shared(id, message) };
     match (outcome, config.slow_receivers) {
         // One that is closing is sent nothing more; `on_close` takes it out.
-        (SendOutcome::Sent | SendOutcome::Queued | SendOutcome::Gone(_), _) => (),
+        (SendOutcome::Gone(_), _) => return false,
+        (SendOutcome::Sent | SendOutcome::Queued, _) => return true,
         (SendOutcome::OverLimit(_), SlowReceivers::Drop) => {
             client.skipped += 1;
-            tell_skipped(ctx, id, client, config);
+            metrics.skipped.add(1);
+            metrics.lagging.add(1);
+            tell_skipped(ctx, id, client, config, metrics);
         }
+        // So is one that an earlier line of this turn has disconnected, with all that was waiting for it.
+        (SendOutcome::OverLimit(_), SlowReceivers::Disconnect) if !ctx.is_open(id) => return false,
         (SendOutcome::OverLimit(_), SlowReceivers::Disconnect) => {
             log::info!(
                 "Client_{} disconnected: it reads too slowly, {} bytes are waiting",
                 client.number,
                 ctx.queued(id)
             );
+            metrics.disconnected.add(1);
             ctx.close_now(id);
         }
     }
+    false
 }
 
 /// Tells a receiver that has read half of what was waiting how many lines it missed, before it gets the next;
 /// says whether it has.
-fn tell_skipped(ctx: &mut Ctx, id: ConnId, client: &mut Client, config: &BroadcastConfig) -> bool {
+fn tell_skipped(
+    ctx: &mut Ctx,
+    id: ConnId,
+    client: &mut Client,
+    config: &BroadcastConfig,
+    metrics: &BroadcastMetrics,
+) -> bool {
     if ctx.queued(id) > config.receiver_limit / 2 {
         return false;
     }
@@ -203,6 +239,7 @@ fn tell_skipped(ctx: &mut Ctx, id: ConnId, client: &mut Client, config: &Broadca
     }
     log::info!("Client_{} missed {} lines: it reads too slowly", client.number, client.skipped);
     client.skipped = 0;
+    metrics.lagging.subtract(1);
     true
 }
 
@@ -235,6 +272,7 @@ impl Handler for Broadcast {
                 Ok(None) => return input.len() - rest.len(),
                 Err(error) => {
                     log::warn!("Client_{} disconnected: {error}", self.number(id));
+                    self.metrics.too_long.add(1);
                     // Where there is no memory to tell it with, the log knows.
                     let _: SendOutcome<_> =
                         ctx.send(id, format!("[Server] disconnected: {error}\n").as_bytes());
@@ -262,6 +300,9 @@ impl Handler for Broadcast {
         stats: &CloseStats,
     ) {
         if let Some(client) = self.clients.remove(id) {
+            if client.skipped > 0 {
+                self.metrics.lagging.subtract(1);
+            }
             log::info!(
                 "Client_{} left: {reason}; {} bytes in, {} out, {} not delivered",
                 client.number,

@@ -16,6 +16,6 @@ pub mod fuzzing;
 pub mod http1;
 mod lines;
 
-pub use broadcast::{Broadcast, BroadcastConfig, SlowReceivers};
+pub use broadcast::{Broadcast, BroadcastConfig, BroadcastMetrics, BroadcastSnapshot, SlowReceivers};
 pub use echo::Echo;
 pub use lines::{Line, LineSplitter, LineTooLong};

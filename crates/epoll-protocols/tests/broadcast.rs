@@ -166,6 +166,7 @@ fn a_line_of_the_limit_is_passed_on_and_a_longer_one_closes_its_sender_alone() {
         third.push(b"after\n");
         assert_eq!(room.line(&mut receiver), "[Client_3] before\n");
         assert_eq!(room.line(&mut receiver), "[Client_3] after\n", "{pieces:?}");
+        assert_eq!(room.reactor.handler().metrics().read().too_long, 1);
     }
 }
 
@@ -326,7 +327,46 @@ fn one_line_above_its_limit_disconnects_a_receiver_and_no_other() {
         room.settle();
         assert_eq!(room.reactor.ctx().connections(), 1);
         assert_eq!(room.rest(&mut slow).0, "", "what was waiting is dropped");
+        let counted = room.reactor.handler().metrics().read();
+        assert_eq!((counted.lines, counted.deliveries), (fitting + 1, fitting));
+        assert_eq!((counted.disconnected, counted.skipped, counted.lagging), (1, 0, 0));
     }
+}
+
+#[test]
+fn several_lines_above_its_limit_in_one_turn_disconnect_a_receiver_once() {
+    let kernel = Watched::new();
+    let sends = kernel.sends.clone();
+    let mut room = room_on(kernel, BroadcastConfig { receiver_limit: 100, ..BroadcastConfig::default() });
+    let [mut sender, _slow] = join(&mut room);
+    sends.held_back.set(true);
+    sender.push(&LINE.repeat(20));
+    room.settle();
+    assert_eq!(room.reactor.ctx().connections(), 1);
+    assert_eq!(room.reactor.handler().metrics().read().disconnected, 1);
+}
+
+#[test]
+fn a_receiver_that_leaves_is_no_longer_one_that_lags() {
+    let kernel = Watched::new();
+    let sends = kernel.sends.clone();
+    let config = BroadcastConfig {
+        receiver_limit: 100,
+        slow_receivers: SlowReceivers::Drop,
+        ..BroadcastConfig::default()
+    };
+    let mut room = room_on(kernel, config);
+    let [mut sender, slow] = join(&mut room);
+    sends.held_back.set(true);
+    for _ in 0..7 {
+        sender.push(LINE);
+        room.settle();
+    }
+    let counted = room.reactor.handler().metrics().read();
+    assert_eq!((counted.deliveries, counted.skipped, counted.lagging), (5, 2, 1));
+    drop(slow);
+    room.until("it to leave", |room| room.reactor.ctx().connections() == 1);
+    assert_eq!(room.reactor.handler().metrics().read().lagging, 0);
 }
 
 #[test]
@@ -448,6 +488,10 @@ fn a_slow_receiver_misses_whole_lines_and_is_told_exactly_how_many_and_where() {
         let (got, skipped) = account(&slow.rest());
         assert_eq!(got + skipped, sent, "seed {seed}");
         assert!(skipped > 0, "seed {seed}: it never fell behind");
+        let counted = room.reactor.handler().metrics().read();
+        assert_eq!((counted.lines, counted.skipped), (sent as u64, skipped as u64));
+        assert_eq!(counted.deliveries, (sent + got) as u64, "to both of them");
+        assert_eq!((counted.disconnected, counted.lagging), (0, 0));
         while fast.pull(1 << 16) > 0 {}
         assert_eq!(account(&fast.rest()), (sent, 0), "seed {seed}");
         peaks_are_within(&room, RECEIVER_LIMIT, RECEIVER_LIMIT + 64);

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use epoll_protocols::http1::{
-    Connection, DateHeader, Exchange, Files, FilesOptions, HttpLimits, Next, Progress, Response,
+    Connection, DateHeader, Exchange, Files, FilesOptions, HttpLimits, HttpMetrics, Next, Progress, Response,
 };
 use epoll_reactor::Address;
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -104,6 +104,7 @@ impl Site {
             let mut exchange = Exchange {
                 limits: &limits,
                 date: &date,
+                metrics: &HttpMetrics::new(),
                 connection: 0,
                 client: &Address::UnixUnnamed,
                 service: &mut files,

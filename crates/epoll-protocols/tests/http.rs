@@ -49,7 +49,7 @@ impl Server {
         let remote = reactor.remote();
         let thread = std::thread::spawn(move || {
             let stopped = reactor.run().unwrap();
-            (stopped, reactor.ctx().buffered(), reactor.ctx().counters().clone())
+            (stopped, reactor.ctx().buffered(), reactor.ctx().counters())
         });
         Self { address: bound.as_tcp().unwrap(), remote, thread: Some(thread) }
     }
@@ -270,4 +270,33 @@ fn a_service_that_panics_costs_only_its_own_client() {
     assert_eq!(read_answer(&other).1, b"Hello, World!");
     drop(other);
     assert_eq!(server.stop().panics, 1);
+}
+
+#[test]
+fn answers_are_counted_by_class_and_can_be_read_while_the_server_runs() {
+    let config = HttpConfig::default();
+    let limits = config.limits(Limits::default());
+    let http = Http::new(service, config);
+    let metrics = http.metrics();
+    let mut reactor = Reactor::new(http, limits).unwrap();
+    let loopback = Address::Tcp("127.0.0.1:0".parse().unwrap());
+    let (_, bound) = reactor.listen(&loopback, &ListenOptions::default()).unwrap();
+    let remote = reactor.remote();
+    let thread = std::thread::spawn(move || reactor.run().map(drop));
+    let ask = |requests: &str| {
+        let mut client = TcpStream::connect(bound.as_tcp().unwrap()).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(requests.as_bytes()).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        read_to_end(&client);
+    };
+    let get = |path| format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+    ask(&format!("{}{}", get("/hello"), get("/nothing")));
+    ask(&format!("{}not HTTP\r\n\r\n", get("/hello")));
+    ask("GET /unfinished HTTP/1.1\r\n");
+    let read = metrics.read();
+    assert_eq!(read.answers().collect::<Vec<_>>(), [("2xx", 2), ("3xx", 0), ("4xx", 3), ("5xx", 0)]);
+    assert_eq!((read.requests(), read.rejections), (5, 2));
+    remote.drain();
+    thread.join().unwrap().unwrap();
 }

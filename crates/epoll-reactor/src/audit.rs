@@ -56,6 +56,7 @@ impl Ctx {
         if sum != self.buffered {
             return Err(format!("buffered is {}, and the sum over all connections {sum}", self.buffered));
         }
+        self.audit_states()?;
         let dying = self.dead.len();
         if self.buffered > self.limits.memory && dying == 0 {
             return Err(format!(

@@ -22,7 +22,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.ctx.kill(id, CloseReason::Local);
             return;
         }
+        let before = connection.state();
         connection.phase = Phase::Lingering;
+        self.ctx.metrics.note_state(before, connection.state());
         connection.active = now;
         if !connection.refused {
             connection.read_deadline = Some(now + self.ctx.limits.linger_timeout);
@@ -127,7 +129,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             if connection.refused {
                 continue;
             }
-            self.ctx.counters.closed += 1;
+            self.ctx.metrics.note_close(connection.reason.unwrap_or(CloseReason::Local));
             let stats = CloseStats {
                 bytes_received: connection.bytes_received,
                 bytes_sent: connection.bytes_sent,
@@ -186,7 +188,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.for_each_connection(|reactor, id| {
                 let connection = reactor.ctx.connections.get(id.0);
                 if connection.is_some_and(|it| it.phase != Phase::Dead && !it.refused) {
-                    reactor.ctx.counters.cut_off += 1;
+                    reactor.ctx.metrics.cut_off.add(1);
                 }
                 reactor.ctx.kill(id, CloseReason::Shutdown);
             });

@@ -52,13 +52,17 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         if connection.reason.is_some() {
             // Closed before it opened: what was sent to it is still delivered.
+            let before = connection.state();
             connection.phase = Phase::Flushing;
+            self.ctx.metrics.note_state(before, connection.state());
             self.ctx.mark_dirty(id);
             self.ctx.arm(id);
             return;
         }
+        let before = connection.state();
         connection.phase = Phase::Open;
-        self.ctx.counters.connected += 1;
+        self.ctx.metrics.note_state(before, connection.state());
+        self.ctx.metrics.connected.add(1);
         self.call_on_open(id);
         self.ctx.mark_dirty(id);
     }

@@ -2,6 +2,7 @@
 //! loop acts when the callback has returned.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use epoll_sys::{Address, Timestamp};
@@ -13,6 +14,7 @@ use crate::clock::Clock;
 use crate::connection::{Connection, Fin, Phase};
 use crate::handler::CloseReason;
 use crate::limits::Limits;
+use crate::metrics::{LoopMetrics, LoopPhase};
 use crate::peer::Peer;
 use crate::shared::SharedMemory;
 use crate::slab::Slab;
@@ -32,7 +34,7 @@ pub struct Ctx {
     pub(crate) limits: Limits,
     pub(crate) connections: Slab<Connection>,
     pub(crate) timers: Timers,
-    pub(crate) counters: Counters,
+    pub(crate) metrics: Arc<LoopMetrics>,
     /// The connection whose callback is running: its output goes to `direct` where it can.
     pub(crate) current: Option<ConnId>,
     /// Output of `current`, to be sent as one when its callback returns. Empty between callbacks.
@@ -77,7 +79,7 @@ impl Ctx {
             limits,
             connections: Slab::new(),
             timers: Timers::default(),
-            counters: Counters::default(),
+            metrics: Arc::default(),
             current: None,
             direct: Vec::new(),
             batch: Batch::default(),
@@ -118,10 +120,17 @@ impl Ctx {
         &self.limits
     }
 
-    /// Counts of what the loop has done.
+    /// Counts of what the loop has done. They are put together for this call; [`metrics`](Self::metrics) has them one
+    /// by one, and more.
     #[must_use]
-    pub const fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters {
+        self.metrics.counters()
+    }
+
+    /// What the loop counts and measures, for any thread to keep and to read while it runs, and afterwards.
+    #[must_use]
+    pub const fn metrics(&self) -> &Arc<LoopMetrics> {
+        &self.metrics
     }
 
     /// Connections that have not been closed, those still connecting or closing among them.
@@ -175,7 +184,9 @@ impl Ctx {
             return None;
         }
         let connection = Connection::outbound(address, self.now());
+        let state = connection.state();
         let id = ConnId(self.connections.insert(connection)?);
+        self.metrics.note_state(None, state);
         self.to_connect.push(id);
         Some(id)
     }
@@ -192,8 +203,7 @@ impl Ctx {
                 // What was sent goes out once it is connected.
                 connection.reason = Some(reason);
             } else {
-                connection.begin_close(reason);
-                self.mark_dirty(id);
+                self.begin_close(id, reason);
             }
         }
     }
@@ -333,6 +343,7 @@ impl Ctx {
     /// passed. Asking again can only bring the deadline nearer.
     pub fn drain(&mut self, grace: Duration) {
         let deadline = self.now() + grace;
+        self.metrics.note_phase(LoopPhase::Draining);
         self.drain_deadline = Some(self.drain_deadline.map_or(deadline, |earlier| earlier.min(deadline)));
     }
 
@@ -365,7 +376,15 @@ impl Ctx {
         if let Some(connection) = self.connections.get_mut(id.0)
             && connection.is_live()
         {
+            self.begin_close(id, reason);
+        }
+    }
+
+    fn begin_close(&mut self, id: ConnId, reason: CloseReason) {
+        if let Some(connection) = self.connections.get_mut(id.0) {
+            let before = connection.state();
             connection.begin_close(reason);
+            self.metrics.note_state(before, connection.state());
             self.mark_dirty(id);
         }
     }
@@ -389,6 +408,7 @@ impl Ctx {
         if let Some(connection) = self.connections.get_mut(id.0)
             && connection.phase != Phase::Dead
         {
+            let before = connection.state();
             let flushing = connection.reason.is_some() && connection.phase <= Phase::Flushing;
             connection.begin_close(reason);
             if flushing && reason != CloseReason::Local {
@@ -396,6 +416,7 @@ impl Ctx {
                 connection.reason = Some(reason);
             }
             connection.phase = Phase::Dead;
+            self.metrics.note_state(before, None);
             // Of input until now.
             connection.discarded = 0;
             self.dead.push(id);

@@ -230,7 +230,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     fn note_progress(&mut self, id: ConnId, written: usize) {
         let now = self.ctx.now();
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
-        self.ctx.counters.bytes_sent += written as u64;
+        self.ctx.metrics.bytes_sent.add(written as u64);
         connection.bytes_sent += written as u64;
         if written > 0 {
             connection.active = now;

@@ -151,6 +151,50 @@ pub enum CloseReason {
     HandlerPanicked,
 }
 
+impl CloseReason {
+    /// The [names](Self::name) of all reasons.
+    pub(crate) const NAMES: [&str; 13] = [
+        "peer_closed",
+        "local",
+        "reset",
+        "error",
+        "connect_failed",
+        "idle_timeout",
+        "read_timeout",
+        "write_stalled",
+        "input_limit",
+        "memory_limit",
+        "file_cut_short",
+        "shutdown",
+        "handler_panicked",
+    ];
+
+    /// One word for it, whatever the error was: for labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::NAMES.get(self.index()).copied().unwrap_or_default()
+    }
+
+    /// Its place among the names.
+    pub(crate) const fn index(self) -> usize {
+        match self {
+            Self::PeerClosed => 0,
+            Self::Local => 1,
+            Self::Reset => 2,
+            Self::Error(_) => 3,
+            Self::ConnectFailed(_) => 4,
+            Self::IdleTimeout => 5,
+            Self::ReadTimeout => 6,
+            Self::WriteStalled => 7,
+            Self::InputLimit => 8,
+            Self::MemoryLimit => 9,
+            Self::FileCutShort => 10,
+            Self::Shutdown => 11,
+            Self::HandlerPanicked => 12,
+        }
+    }
+}
+
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -82,8 +82,10 @@ mod flush;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handler;
+mod inspect;
 mod limits;
 mod listener;
+mod metrics;
 mod output;
 mod peer;
 mod reactor;
@@ -105,11 +107,13 @@ pub use ctx::Ctx;
 pub use epoll_sys::{
     Address, ConnectProgress, Directory, DirectoryEntry, EntryKind, EntryStatus, Errno, Event, Events,
     Interest, Kernel, Linux, ListenOptions, Lookup, OpenFileLimit, Readiness, Signal, Then, Timestamp,
-    block_signals, entries, entry_status, raise_open_file_limit, read_cached,
+    block_signals, entries, entry_status, monotonic_now, raise_open_file_limit, read_cached,
 };
 pub use file::FileSlice;
 pub use handler::{CloseReason, Handler, Source};
+pub use inspect::{ConnectionInfo, ConnectionState, ListOrder};
 pub use limits::{Limits, LimitsError, PanicPolicy};
+pub use metrics::{HistogramSnapshot, LoopMetrics, LoopPhase, LoopSnapshot, Tally};
 pub use output::SendOutcome;
 pub use reactor::{Reactor, Stopped};
 pub use remote::{Remote, RemoteError};

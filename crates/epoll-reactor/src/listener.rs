@@ -142,7 +142,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let id = match self.install(connection, fd, Some(H::Conn::default())) {
             Ok(id) => id,
             Err(errno) => {
-                self.ctx.counters.shed += 1;
+                self.ctx.metrics.shed.add(1);
                 if reaction(Call::Add, errno) == Reaction::PauseListener {
                     self.pause(listener, errno);
                     return Accepted::Paused;
@@ -157,7 +157,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         if let Some(connection) = self.ctx.connections.get(id.0) {
             self.ctx.admission.enter(&self.ctx.limits, &connection.peer.address());
         }
-        self.ctx.counters.accepted += 1;
+        self.ctx.metrics.accepted.add(1);
         self.call_on_open(id);
         Accepted::One
     }
@@ -175,21 +175,22 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             return Err(errno);
         }
         self.put_beside(id, Some(fd), state);
+        self.ctx.metrics.note_state(None, self.ctx.connections.get(id.0).and_then(Connection::state));
         Ok(id)
     }
 
     /// Closes a client for whom there is no room, after having told it so if it may be told.
     fn turn_away(&mut self, listener: Token, fd: K::Fd, peer: Address, full: Full) {
-        self.ctx.counters.shed += 1;
+        self.ctx.metrics.shed.add(1);
         let limits = &self.ctx.limits;
         match full {
             Full::Connections => {
-                let (limit, shed) = (limits.connections, self.ctx.counters.shed);
+                let (limit, shed) = (limits.connections, self.ctx.metrics.shed.get());
                 let what = format_args!("{limit} connections are open; closing new ones ({shed} so far)");
                 self.report(listener, &what);
             }
             Full::Address => {
-                self.ctx.counters.shed_by_address += 1;
+                self.ctx.metrics.shed_by_address.add(1);
                 self.report_crowd(listener, &peer);
             }
         }
@@ -215,7 +216,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             && let Some(Registration::Listener(listener)) = self.registrations.get(token)
             && self.kernel.accept(&listener.fd).is_ok()
         {
-            self.ctx.counters.shed += 1;
+            self.ctx.metrics.shed.add(1);
         }
         self.renew_spare();
     }
@@ -234,7 +235,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             listener.failures = 0;
             self.accept_retry = Some(self.accept_retry.map_or(retry, |at| at.min(retry)));
         }
-        self.ctx.counters.accept_pauses += 1;
+        self.ctx.metrics.accept_pauses.add(1);
         self.report(token, &format_args!("not accepting for now: {}", errno.desc()));
     }
 
@@ -255,7 +256,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// so must not keep what does out of the log.
     fn report_crowd(&mut self, token: Token, peer: &Address) {
         let (now, limit) = (self.ctx.now(), self.ctx.limits.connections_per_address);
-        let shed = self.ctx.counters.shed_by_address;
+        let shed = self.ctx.metrics.shed_by_address.get();
         // Its port is that of the connection that is turned away.
         let Some(client) = peer.as_tcp().map(|peer| peer.ip().to_canonical()) else { return };
         if let Some(listener) = self.listener_mut(token)

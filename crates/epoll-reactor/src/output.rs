@@ -147,7 +147,7 @@ impl Ctx {
         // the connection that happens to be next is not to blame.
         self.short_of_memory |= wanted > memory;
         if wanted > memory.saturating_add(memory / 8) || held > self.limits.output || queued == usize::MAX {
-            self.counters.sends_refused += 1;
+            self.metrics.sends_refused.add(1);
             return Err(Refused::OverLimit);
         }
         connection.above_high_water |= queued > self.limits.output_high_water;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use epoll_sys::{Address, Errno, Events, Interest, Kernel, Linux, ListenOptions, Signal, Timestamp};
 
@@ -11,6 +12,7 @@ use crate::ctx::Ctx;
 use crate::handler::Handler;
 use crate::limits::Limits;
 use crate::listener::Listener;
+use crate::metrics::{LoopMetrics, LoopPhase};
 use crate::remote::Remote;
 use crate::slab::Slab;
 use crate::token::{ConnId, ListenerId, SourceId, Token};
@@ -37,6 +39,8 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) shutdown: Shutdown,
     /// A second signal has come: no more grace.
     pub(crate) forced: bool,
+    /// When the last turn began and ended.
+    pub(crate) last_turn: (Timestamp, Timestamp),
     /// More memory than this in use is reason to write before the end of the turn.
     pub(crate) memory_mark: usize,
     /// A signal that drains has come.
@@ -150,6 +154,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             registrations,
             shutdown: Shutdown::No,
             forced: false,
+            last_turn: (clock.now, clock.now),
             memory_mark: usize::MAX,
             signalled: false,
             put_off: 0,
@@ -246,6 +251,12 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.remote.clone()
     }
 
+    /// What the loop counts and measures, for any thread to read while it runs, and afterwards.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<LoopMetrics> {
+        Arc::clone(&self.ctx.metrics)
+    }
+
     /// What callbacks are given, for use between turns: to connect before the loop starts, for instance.
     pub fn ctx(&mut self) -> &mut Ctx {
         // The last turn may have been long ago.
@@ -322,6 +333,7 @@ impl<H: Handler, K: Kernel> Drop for Reactor<H, K> {
     fn drop(&mut self) {
         self.remote.shared().abandon();
         self.close_listeners();
+        self.ctx.metrics.note_phase(LoopPhase::Ended);
     }
 }
 

@@ -20,6 +20,8 @@ use loom::sync::{
 
 use crate::limits::Limits;
 
+use crate::ctx::Ctx;
+
 /// Sends messages to a reactor from any thread, and asks it to drain. Cheap to clone.
 ///
 /// Each send resolves exactly once: accepted, full, or closed. An accepted message reaches
@@ -75,7 +77,21 @@ impl Orders {
 
 struct Queue<M> {
     messages: VecDeque<M>,
+    inspections: Vec<Inspection>,
     closed: bool,
+}
+
+/// What [`Remote::inspect`] hands over.
+pub(crate) type Inspection = Box<dyn FnOnce(&Ctx) + Send>;
+
+/// So many may wait. They are for operators, of whom there are few, and each holds up the loop.
+const INSPECTIONS: usize = 16;
+
+/// What [`Shared::take`] found besides messages.
+pub(crate) struct Taken {
+    /// More messages are waiting.
+    pub(crate) more: bool,
+    pub(crate) inspections: Vec<Inspection>,
 }
 
 impl<M, K: Kernel> Remote<M, K> {
@@ -90,7 +106,7 @@ impl<M, K: Kernel> Remote<M, K> {
     }
 
     pub(crate) fn new(eventfd: K::Fd, capacity: usize) -> Self {
-        let queue = Mutex::new(Queue { messages: VecDeque::new(), closed: false });
+        let queue = Mutex::new(Queue { messages: VecDeque::new(), inspections: Vec::new(), closed: false });
         let shared = Shared {
             queue,
             wake_pending: AtomicBool::new(false),
@@ -116,6 +132,30 @@ impl<M, K: Kernel> Remote<M, K> {
                 return Err(RemoteError::Full(message));
             }
             queue.messages.push_back(message);
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Has the loop call `inspection` between two callbacks, in the next turn, for what only its own thread may look at:
+    /// [`Ctx::list_connections`] above all. Everything waits meanwhile, so what takes long, such as writing a
+    /// list down, is better done elsewhere with what this has sent there. A panic in it counts as one in a callback.
+    ///
+    /// One that is accepted is called before `run` returns, or dropped with a reactor that is dropped before. A loop that
+    /// is held up in a callback calls it late, so wait for what it sends with a bound.
+    ///
+    /// # Errors
+    /// [`Full`](RemoteError::Full) if 16 are waiting already, and [`Closed`](RemoteError::Closed). It is dropped then.
+    pub fn inspect(&self, inspection: impl FnOnce(&Ctx) + Send + 'static) -> Result<(), RemoteError<()>> {
+        {
+            let mut queue = self.shared.lock();
+            if queue.closed {
+                return Err(RemoteError::Closed(()));
+            }
+            if queue.inspections.len() >= INSPECTIONS {
+                return Err(RemoteError::Full(()));
+            }
+            queue.inspections.push(Box::new(inspection));
         }
         self.wake();
         Ok(())
@@ -176,8 +216,8 @@ impl<M, F> Shared<M, F> {
         self.orders.fetch_or(Orders::TAKEN, Ordering::SeqCst) & Orders::TAKEN == 0
     }
 
-    /// Moves up to `budget` messages to `into`; returns whether more are waiting.
-    pub(crate) fn take(&self, budget: usize, into: &mut VecDeque<M>) -> bool {
+    /// Moves up to `budget` messages to `into`.
+    pub(crate) fn take(&self, budget: usize, into: &mut VecDeque<M>) -> Taken {
         // A swap and not a store: it reads what the last sender's swap wrote, so all that came before that, a
         // drain asked for among it, is seen from here on.
         let _: bool = self.wake_pending.swap(false, Ordering::SeqCst);
@@ -188,7 +228,7 @@ impl<M, F> Shared<M, F> {
             let count = budget.min(queue.messages.len());
             into.extend(queue.messages.drain(..count));
         }
-        !queue.messages.is_empty()
+        Taken { more: !queue.messages.is_empty(), inspections: std::mem::take(&mut queue.inspections) }
     }
 
     /// Accepts no more messages; those accepted before can still be taken.
@@ -268,7 +308,7 @@ mod tests {
         remote.shared().close();
         assert_eq!(remote.send(4), Err(RemoteError::Closed(4)));
         let mut taken = VecDeque::new();
-        assert!(!remote.shared().take(10, &mut taken));
+        assert!(!remote.shared().take(10, &mut taken).more);
         assert_eq!(taken, [1, 2]);
     }
 
@@ -277,9 +317,9 @@ mod tests {
         let remote = remote(10);
         (0..5).for_each(|message| remote.send(message).unwrap());
         let mut taken = VecDeque::new();
-        assert!(remote.shared().take(3, &mut taken));
+        assert!(remote.shared().take(3, &mut taken).more);
         assert_eq!(taken, [0, 1, 2]);
-        assert!(!remote.shared().take(3, &mut taken));
+        assert!(!remote.shared().take(3, &mut taken).more);
         assert_eq!(taken, [0, 1, 2, 3, 4]);
     }
 

@@ -12,7 +12,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// The kernel has something to say about `id`.
     pub(crate) fn on_event(&mut self, id: ConnId, readiness: Readiness) {
         let Some(connection) = self.ctx.connections.get_mut(id.0) else {
-            self.ctx.counters.stale_events += 1;
+            self.ctx.metrics.stale_events.add(1);
             return;
         };
         connection.note(readiness);
@@ -183,7 +183,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 connection.readable = count == room.len() || connection.read_to_end;
                 connection.active = self.ctx.clock.now;
                 connection.bytes_received += count as u64;
-                self.ctx.counters.bytes_received += count as u64;
+                self.ctx.metrics.bytes_received.add(count as u64);
                 Received::Bytes(count)
             }
             Err(errno) if reaction(Call::Recv, errno) == Reaction::WaitForEdge => {

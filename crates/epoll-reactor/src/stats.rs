@@ -1,4 +1,4 @@
-//! Counts of what the loop did. Not a metrics system: numbers to read, from a callback or between turns.
+//! Counts of what the loop did, and what a connection had done. Where they are kept is `metrics.rs`.
 
 use std::time::Duration;
 
@@ -47,13 +47,6 @@ pub struct Counters {
     pub busy: Duration,
     /// The longest of these times: how long one turn, a slow callback as a rule, has kept everybody else waiting.
     pub longest_turn: Duration,
-}
-
-impl Counters {
-    pub(crate) fn note_turn(&mut self, spent: Duration) {
-        self.busy = self.busy.saturating_add(spent);
-        self.longest_turn = self.longest_turn.max(spent);
-    }
 }
 
 /// What a connection had done by the time it was closed.

@@ -16,6 +16,7 @@ use crate::connection::Due;
 use crate::ctx::Ctx;
 use crate::handler::{CloseReason, Handler, Source, SourceCalls};
 use crate::limits::PanicPolicy;
+use crate::metrics::LoopPhase;
 use crate::reactor::{OnSignal, Reactor, Registration, Shutdown, Stopped};
 use crate::token::{ConnId, SourceId, Token};
 
@@ -54,7 +55,12 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let timeout = if left_over { Some(Duration::ZERO) } else { self.timeout(max_wait) };
         let saw_all = self.wait(timeout)?;
         self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
-        self.ctx.counters.turns += 1;
+        let began = self.ctx.now();
+        self.ctx.metrics.in_turn_since.set(began.as_nanoseconds());
+        if !self.events.is_empty() {
+            self.ctx.metrics.note_wait(self.last_turn, began, timeout == Some(Duration::ZERO));
+        }
+        self.ctx.metrics.turns.add(1);
         let deadline_passed = self.next_deadline().is_some_and(|at| at <= self.ctx.now());
         let busy = left_over || !self.events.is_empty() || deadline_passed;
         self.memory_mark = self.ctx.limits.memory / 2;
@@ -67,9 +73,14 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.flush_dirty();
         self.relieve_memory();
         self.reap();
+        self.last_turn = (began, began);
         if busy {
-            self.ctx.counters.note_turn(self.kernel.now() - self.ctx.now());
+            let ended = self.kernel.now().max(began);
+            self.last_turn.1 = ended;
+            self.ctx.metrics.turn_duration.record(ended.as_nanoseconds() - began.as_nanoseconds());
         }
+        self.ctx.metrics.buffered.set(self.ctx.buffered() as u64);
+        self.ctx.metrics.in_turn_since.set(0);
         self.in_turn = false;
         Ok(self.finish_turn())
     }
@@ -114,7 +125,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.ctx.batching = self.events.len() + left_over > 1;
         for position in 0..self.events.len() {
             let Some(event) = self.events.get(position) else { break };
-            self.ctx.counters.events += 1;
+            self.ctx.metrics.events.add(1);
             let token = Token::from_u64(event.token);
             match token.registration() {
                 None => self.on_event(ConnId(token), event.readiness),
@@ -135,7 +146,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     fn on_registration(&mut self, token: Token, readiness: Readiness) -> io::Result<()> {
         match self.registrations.get_mut(token) {
-            None => self.ctx.counters.stale_events += 1,
+            None => self.ctx.metrics.stale_events.add(1),
             // The messages have a phase of their own.
             Some(Registration::Waker) => (),
             Some(Registration::Listener(listener)) => {
@@ -198,9 +209,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Hands over up to `budget` messages.
     fn take_messages(&mut self, budget: usize) {
-        self.more_messages = self.remote.shared().take(budget, &mut self.inbox);
+        let taken = self.remote.shared().take(budget, &mut self.inbox);
+        self.more_messages = taken.more;
+        for inspection in taken.inspections {
+            guarded(&mut self.ctx, |ctx| inspection(ctx));
+        }
         while let Some(message) = self.inbox.pop_front() {
-            self.ctx.counters.messages += 1;
+            self.ctx.metrics.messages.add(1);
             self.call(|handler, ctx| handler.on_message(ctx, message));
         }
     }
@@ -245,11 +260,11 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Due::Nothing => (),
             Due::Timer => {
                 connection.timer = None;
-                self.ctx.counters.timers_fired += 1;
+                self.ctx.metrics.timers_fired.add(1);
                 self.callback(id, |handler, ctx, state| handler.on_timer(ctx, id, state));
             }
             Due::Close(reason) => {
-                self.ctx.counters.timers_fired += 1;
+                self.ctx.metrics.timers_fired.add(1);
                 if reason == CloseReason::ReadTimeout {
                     // Answers to what it sent before may be on their way.
                     self.ctx.end(id, reason);
@@ -285,12 +300,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.take_messages(usize::MAX);
         let stopped = if self.forced {
             Stopped::Forced
-        } else if self.ctx.counters.cut_off > 0 {
+        } else if self.ctx.metrics.cut_off.get() > 0 {
             Stopped::DeadlinePassed
         } else {
             Stopped::Drained
         };
         self.shutdown = Shutdown::Done(stopped);
+        self.ctx.metrics.note_phase(LoopPhase::Ended);
         Turn::Stopped(stopped)
     }
 
@@ -336,7 +352,7 @@ pub(crate) fn guarded<R>(ctx: &mut Ctx, call: impl FnOnce(&mut Ctx) -> R) -> Opt
     match catch_unwind(AssertUnwindSafe(|| call(ctx))) {
         Ok(result) => Some(result),
         Err(_) => {
-            ctx.counters.panics += 1;
+            ctx.metrics.panics.add(1);
             match ctx.current {
                 Some(id) => log::error!("a callback for connection {id} panicked; closing it"),
                 None => log::error!("a callback panicked"),

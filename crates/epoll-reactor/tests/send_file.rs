@@ -296,9 +296,9 @@ fn a_file_that_never_refuses_leaves_others_their_turn() {
     let mut pings = 0;
     while harness.ctx().queued(greedy_id) > 0 {
         quick.say(b"ping");
-        let before = harness.ctx().counters().clone();
+        let before = harness.ctx().counters();
         assert_eq!(harness.receive(&mut quick, 4), b"ping");
-        let after = harness.ctx().counters().clone();
+        let after = harness.ctx().counters();
         assert!(after.turns - before.turns <= 2, "{} turns", after.turns - before.turns);
         let sent = after.bytes_sent - before.bytes_sent;
         assert!(sent <= (after.turns - before.turns) * (BUDGET + 4) as u64, "{sent} bytes");

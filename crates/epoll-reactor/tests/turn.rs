@@ -205,14 +205,14 @@ fn a_turn_counts_the_time_of_its_callbacks_and_not_that_of_its_wait() {
     let controls = kernel.get_or_init(|| Rc::clone(&harness.kernel));
     let (mut peer, id) = harness.open();
     harness.stop_clock();
-    let counters = harness.ctx().counters().clone();
+    let counters = harness.ctx().counters();
     for milliseconds in [30, 50, 20] {
         controls.advance(Duration::from_secs(5));
         peer.say(&[milliseconds]);
         let inputs = harness.script().inputs(id).len();
         harness.until("the input", |script| script.inputs(id).len() > inputs);
     }
-    let after = harness.ctx().counters().clone();
+    let after = harness.ctx().counters();
     assert_eq!(after.busy - counters.busy, Duration::from_millis(100));
     assert_eq!(after.longest_turn, Duration::from_millis(50).max(counters.longest_turn));
 }

@@ -191,7 +191,7 @@ impl Live {
     }
 
     pub(crate) fn on_tick(&mut self, responder: &mut Responder<'_>) {
-        self.tick(responder.now(), responder.connections(), responder.counters());
+        self.tick(responder.now(), responder.connections(), &responder.counters());
         self.wake(responder);
     }
 
@@ -301,7 +301,7 @@ mod tests {
 
     use base64::Engine;
     use base64::prelude::BASE64_STANDARD;
-    use epoll_protocols::http1::{Connection, DateHeader, Exchange, HttpLimits, Next, Service};
+    use epoll_protocols::http1::{Connection, DateHeader, Exchange, HttpLimits, HttpMetrics, Next, Service};
     use epoll_reactor::Address;
     use sha2::{Digest, Sha256};
 
@@ -364,6 +364,7 @@ mod tests {
             let mut exchange = Exchange {
                 limits: &limits,
                 date: &date,
+                metrics: &HttpMetrics::new(),
                 connection: self.number,
                 client: &Address::UnixUnnamed,
                 service: live,

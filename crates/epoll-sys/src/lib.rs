@@ -32,6 +32,6 @@ pub use cpu::{allowed_cpus, pin_to_cpu};
 pub use errno::{Call, Errno, Reaction, reaction};
 pub use event::{Event, Events, Interest, Readiness};
 pub use kernel::{ConnectProgress, Kernel, ListenOptions, Signal, Then};
-pub use linux::Linux;
+pub use linux::{Linux, monotonic_now};
 pub use process::{OpenFileLimit, block_signals, raise_open_file_limit};
 pub use time::Timestamp;

@@ -76,16 +76,22 @@ impl Linux {
     }
 }
 
+/// The time by the clock of [`Linux`]'s [`now`](Kernel::now), for whoever has no kernel at hand. Any thread's.
+#[must_use]
+#[allow(clippy::expect_used, reason = "clock_gettime(2): no error is possible for this clock")]
+pub fn monotonic_now() -> Timestamp {
+    let since_boot = ClockId::CLOCK_MONOTONIC.now().expect("the monotonic clock");
+    // In 64 bits: 128, as `Duration` has them, cost more than the call. They last for 584 years.
+    let part = |part: i64| u64::try_from(part).unwrap_or(0);
+    let (seconds, nanoseconds) = (part(since_boot.tv_sec()), part(since_boot.tv_nsec()));
+    Timestamp::from_nanoseconds(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
+}
+
 impl Kernel for Linux {
     type Fd = OwnedFd;
 
-    #[allow(clippy::expect_used, reason = "clock_gettime(2): no error is possible for this clock")]
     fn now(&self) -> Timestamp {
-        let since_boot = ClockId::CLOCK_MONOTONIC.now().expect("the monotonic clock");
-        // In 64 bits: 128, as `Duration` has them, cost more than the call. They last for 584 years.
-        let part = |part: i64| u64::try_from(part).unwrap_or(0);
-        let (seconds, nanoseconds) = (part(since_boot.tv_sec()), part(since_boot.tv_nsec()));
-        Timestamp::from_nanoseconds(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
+        monotonic_now()
     }
 
     fn wall_clock(&self) -> SystemTime {

@@ -338,7 +338,7 @@ impl<S: Scenario> Stage<S> {
         let still_open = lives.iter().find(|life| life.closed.is_none()).map(|life| life.id);
         demand!(still_open.is_none(), "callback contract", "no on_close for {still_open:?}");
         let ctx = self.reactor.ctx();
-        let counters = ctx.counters().clone();
+        let counters = ctx.counters();
         demand!(ctx.connections() == 0 && ctx.buffered() == 0, "audit", "something is left: {ctx:?}");
         demand!(
             counters.accepted + counters.connected == opened

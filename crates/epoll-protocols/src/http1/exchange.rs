@@ -8,6 +8,7 @@ use epoll_reactor::Address;
 use super::Connection;
 use super::date::DateHeader;
 use super::limits::HttpLimits;
+use super::metrics::HttpMetrics;
 use super::reject::Rejection;
 use super::response::Response;
 
@@ -17,6 +18,8 @@ pub struct Exchange<'a, S, O> {
     pub limits: &'a HttpLimits,
     /// The date header, at the current second.
     pub date: &'a DateHeader,
+    /// Where answers are counted.
+    pub metrics: &'a HttpMetrics,
     /// Names the connection in [`RequestId`](super::RequestId): another one for each.
     pub connection: u64,
     /// The peer.

@@ -230,6 +230,7 @@ impl Client {
         let mut exchange = Exchange {
             limits: &self.limits,
             date: &DateHeader::new(UNIX_EPOCH),
+            metrics: &crate::http1::HttpMetrics::new(),
             connection: 0,
             client: &Address::UnixUnnamed,
             service: &mut service,

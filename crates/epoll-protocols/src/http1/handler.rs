@@ -19,7 +19,9 @@ use super::client::Client;
 use super::field_line::FieldLine;
 use super::pool::{Done, Finished, Pool, warm};
 use super::responder::{Action, Responder};
-use super::{Connection, DateHeader, Exchange, HttpConfig, Next, Progress, RequestId, Response, Service};
+use super::{
+    Connection, DateHeader, Exchange, HttpConfig, HttpMetrics, Next, Progress, RequestId, Response, Service,
+};
 
 /// An HTTP/1.1 server around a [`Service`].
 ///
@@ -42,6 +44,7 @@ pub struct Http<S: Service> {
     clients: ConnMap<Client>,
     actions: VecDeque<Action>,
     blocking: Blocking,
+    metrics: Arc<HttpMetrics>,
     /// The service has been told of the end, and what a client is given now is the last.
     stopping: bool,
 }
@@ -89,6 +92,7 @@ impl<S: Service> Http<S> {
             clients: ConnMap::default(),
             actions: VecDeque::new(),
             blocking: Blocking::Here,
+            metrics: Arc::default(),
             stopping: false,
         }
     }
@@ -107,6 +111,12 @@ impl<S: Service> Http<S> {
             }
         });
         self.blocking = Blocking::Ready(finished);
+    }
+
+    /// What it counts, for any thread to read while it serves, and afterwards.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<HttpMetrics> {
+        Arc::clone(&self.metrics)
     }
 
     /// The service.
@@ -140,6 +150,7 @@ impl<S: Service> Http<S> {
             &mut Exchange {
                 limits: &self.config.limits,
                 date: &self.date,
+                metrics: &self.metrics,
                 connection: id.as_u64(),
                 client: &peer,
                 service: &mut self.service,

@@ -13,17 +13,21 @@
 //! ```
 //! use std::time::SystemTime;
 //! use epoll_reactor::Address;
-//! use epoll_protocols::http1::{Connection, DateHeader, Exchange, HttpLimits, Next, Request, Response};
+//! use epoll_protocols::http1::{
+//!     Connection, DateHeader, Exchange, HttpLimits, HttpMetrics, Next, Request, Response,
+//! };
 //!
 //! let mut hello = |request: &Request<'_>, response: &mut Response| match request.path() {
 //!     "/" => response.set_static_body(b"Hello!"),
 //!     _ => response.set_status(404),
 //! };
 //! let (limits, date) = (HttpLimits::default(), DateHeader::new(SystemTime::now()));
+//! let metrics = HttpMetrics::new();
 //! let (mut response, mut output) = (Response::new(), Vec::new());
 //! let mut exchange = Exchange {
 //!     limits: &limits,
 //!     date: &date,
+//!     metrics: &metrics,
 //!     connection: 0,
 //!     client: &Address::UnixUnnamed,
 //!     service: &mut hello,
@@ -56,6 +60,7 @@ mod framing;
 pub(crate) mod fuzzing;
 mod handler;
 mod limits;
+mod metrics;
 mod output;
 mod parse;
 mod pool;
@@ -76,6 +81,7 @@ pub use field_line::FieldLine;
 pub use files::{Files, FilesOptions};
 pub use handler::{Http, HttpMessage};
 pub use limits::{HttpLimits, HttpLimitsError, MAX_HEADERS};
+pub use metrics::{HttpMetrics, HttpSnapshot};
 pub use output::{NotCached, Output};
 pub use reject::Rejection;
 pub use request::{Request, Version};

@@ -54,7 +54,7 @@ impl Responder<'_> {
 
     /// What the loop has counted.
     #[must_use]
-    pub const fn counters(&self) -> &Counters {
+    pub fn counters(&self) -> Counters {
         self.ctx.counters()
     }
 

@@ -112,6 +112,7 @@ impl Connection {
         }
         // What was sent, which need not be what was set.
         let status = exchange.response.status();
+        exchange.metrics.note_answer(status);
         let persistence = encoded.persistence;
         let Some(rest) = encoded.rest else {
             asked.log(id, status, encoded.body_bytes, exchange);
@@ -230,6 +231,7 @@ impl Connection {
         if exchange.output.refused() {
             return self.not_sent(exchange);
         }
+        exchange.metrics.note_rejection(exchange.response.status());
         let head = match &phase {
             Phase::Body(pending) => pending.parts().0,
             _ => match find_head_end(input, 0, exchange.limits.head) {

@@ -201,6 +201,7 @@ fn a_job_sees_the_client_the_fields_and_the_body() {
     let mut exchange = Exchange {
         limits: &limits,
         date: &date,
+        metrics: &crate::http1::HttpMetrics::new(),
         connection: 9,
         client: &epoll_reactor::Address::Tcp("192.0.2.1:7".parse().unwrap()),
         service: &mut Asks,

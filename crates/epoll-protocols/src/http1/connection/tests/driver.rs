@@ -112,6 +112,7 @@ impl Driver {
         let mut exchange = Exchange {
             limits: &self.limits,
             date: &DateHeader::new(UNIX_EPOCH),
+            metrics: &crate::http1::HttpMetrics::new(),
             connection: 7,
             client: &Address::UnixUnnamed,
             service: &mut self.player,

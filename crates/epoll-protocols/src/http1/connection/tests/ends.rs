@@ -111,6 +111,7 @@ fn told(input: &str, panics_in: &'static str, pieces: usize) -> Vec<String> {
     let mut exchange = Exchange {
         limits: &limits(),
         date: &DateHeader::new(UNIX_EPOCH),
+        metrics: &crate::http1::HttpMetrics::new(),
         connection: 7,
         client: &Address::UnixUnnamed,
         service: &mut service,
@@ -234,6 +235,7 @@ fn a_refusal_tells_which_request_it_refuses() {
         let mut exchange = Exchange {
             limits: &small_limits(),
             date: &DateHeader::new(UNIX_EPOCH),
+            metrics: &crate::http1::HttpMetrics::new(),
             connection: 7,
             client: &Address::UnixUnnamed,
             service: &mut log,

@@ -147,6 +147,7 @@ fn a_request_that_is_whole_is_borrowed_from_the_input() {
         let mut exchange = Exchange {
             limits: &limits,
             date: &date,
+            metrics: &crate::http1::HttpMetrics::new(),
             connection: 0,
             client: &Address::UnixUnnamed,
             service: &mut service,
@@ -179,6 +180,7 @@ fn a_service_that_panics_leaves_a_closed_connection() {
     let mut exchange = Exchange {
         limits: &limits,
         date: &date,
+        metrics: &crate::http1::HttpMetrics::new(),
         connection: 0,
         client: &Address::UnixUnnamed,
         service: &mut service,

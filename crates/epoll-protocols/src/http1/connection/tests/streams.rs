@@ -270,6 +270,7 @@ fn an_output_that_is_never_full_does_not_hold_the_loop() {
     let mut exchange = Exchange {
         limits: &HttpLimits::default(),
         date: &DateHeader::new(UNIX_EPOCH),
+        metrics: &crate::http1::HttpMetrics::new(),
         connection: 0,
         client: &epoll_reactor::Address::UnixUnnamed,
         service: &mut Endless,
