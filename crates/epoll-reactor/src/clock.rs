@@ -26,6 +26,11 @@ impl Clock {
         }
     }
 
+    /// What the wall clock shows at `time`, which is not before the last reading.
+    pub(crate) fn wall_at(&self, time: Timestamp) -> SystemTime {
+        self.wall + (time - self.wall_read)
+    }
+
     pub(crate) fn wall(&self) -> SystemTime {
         self.wall + (self.now - self.wall_read)
     }

@@ -6,6 +6,7 @@ use epoll_sys::{Call, Errno, Kernel, Reaction, Timestamp, reaction};
 use crate::connection::{Connection, Fin, Phase};
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::{Reactor, Shutdown};
+use crate::recorder::Callback;
 use crate::stats::CloseStats;
 use crate::token::ConnId;
 
@@ -130,6 +131,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 continue;
             }
             self.ctx.metrics.note_close(connection.reason.unwrap_or(CloseReason::Local));
+            self.ctx.recorder.closed(id.0, connection.reason.unwrap_or(CloseReason::Local));
             let stats = CloseStats {
                 bytes_received: connection.bytes_received,
                 bytes_sent: connection.bytes_sent,
@@ -139,7 +141,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             let (state, reason) =
                 (state.unwrap_or_default(), connection.reason.unwrap_or(CloseReason::Local));
             self.ctx.parting = Some((id, connection.peer));
-            self.call(|handler, ctx| handler.on_close(ctx, id, state, reason, &stats));
+            self.call(Callback::Close, Some(id), |handler, ctx| {
+                handler.on_close(ctx, id, state, reason, &stats)
+            });
             self.ctx.parting = None;
         }
         self.resume_listeners(freed);
@@ -197,14 +201,16 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     fn begin_draining(&mut self, deadline: Timestamp) {
         self.shutdown = Shutdown::Draining;
-        self.call(|handler, ctx| handler.on_stopping(ctx, deadline));
+        self.call(Callback::Stopping, None, |handler, ctx| handler.on_stopping(ctx, deadline));
     }
 
     fn tell_of_drain(&mut self, id: ConnId, deadline: Timestamp) {
         match self.ctx.connections.get(id.0) {
             Some(connection) if connection.in_ready && self.untold.1 > 0 => self.untold.0.push(id),
             Some(connection) if connection.phase == Phase::Open => {
-                self.callback(id, |handler, ctx, state| handler.on_shutdown(ctx, id, state, deadline));
+                self.callback(Callback::Shutdown, id, |handler, ctx, state| {
+                    handler.on_shutdown(ctx, id, state, deadline)
+                });
             }
             _ => (),
         }

@@ -16,6 +16,7 @@ use crate::handler::CloseReason;
 use crate::limits::Limits;
 use crate::metrics::{LoopMetrics, LoopPhase};
 use crate::peer::Peer;
+use crate::recorder::Recorder;
 use crate::shared::SharedMemory;
 use crate::slab::Slab;
 use crate::stats::Counters;
@@ -71,11 +72,13 @@ pub struct Ctx {
     /// When the drain that was asked for must have ended.
     pub(crate) drain_deadline: Option<Timestamp>,
     pub(crate) clock: Clock,
+    pub(crate) recorder: Recorder,
 }
 
 impl Ctx {
     pub(crate) fn new(limits: Limits, clock: Clock) -> Self {
         Self {
+            recorder: Recorder::new(limits.recorder, clock.now),
             limits,
             connections: Slab::new(),
             timers: Timers::default(),

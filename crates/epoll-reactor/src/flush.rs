@@ -10,6 +10,7 @@ use crate::connection::{Fin, Phase};
 use crate::file::FileSlice;
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::Reactor;
+use crate::recorder::RecordKind;
 use crate::token::ConnId;
 
 /// A turn writes to so many connections for each callback that it has called, if those are more than
@@ -182,6 +183,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 result => break result,
             }
         };
+        if self.ctx.recorder.is_on() {
+            self.ctx.recorder.transfer(RecordKind::Write, id.0, result);
+        }
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return 0 };
         match result {
             Ok(written) => {
@@ -207,7 +211,11 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             return 0;
         };
         let count = usize::try_from(slice.length).unwrap_or(usize::MAX);
-        match self.kernel.sendfile(fd, &slice.file, slice.offset, count) {
+        let result = self.kernel.sendfile(fd, &slice.file, slice.offset, count);
+        if self.ctx.recorder.is_on() {
+            self.ctx.recorder.transfer(RecordKind::Write, id.0, result);
+        }
+        match result {
             // The file ends before what was promised of it.
             Ok(0) => self.ctx.kill(id, CloseReason::FileCutShort),
             Ok(written) => return written,

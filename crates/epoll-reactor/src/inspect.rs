@@ -1,4 +1,4 @@
-//! What can be told of each connection, for lists of them.
+//! What can be told of each connection, for lists of them, and of what the loop has done.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,6 +9,7 @@ use epoll_sys::Address;
 
 use crate::connection::{Connection, Phase};
 use crate::ctx::Ctx;
+use crate::recorder::Recording;
 use crate::token::{ConnId, ListenerId};
 
 /// How far along its life a connection is.
@@ -90,6 +91,13 @@ pub enum ListOrder {
 }
 
 impl Ctx {
+    /// What the loop did last, if [`Limits::recorder`] has it remembered and there is anything to remember: a copy, which is
+    /// made while everything waits, in a few microseconds. To be written to a file by whoever may open one.
+    #[must_use]
+    pub fn recording(&self) -> Option<Recording> {
+        self.recorder.recording(self.clock.wall_at(self.recorder.now))
+    }
+
     /// The first `most` connections in `order`, refused ones among them; those that are to be taken apart at the end of
     /// this turn are not. `usize::MAX` for all.
     ///

@@ -92,6 +92,12 @@ pub struct Limits {
     ///
     /// Default: 256 MiB.
     pub memory: usize,
+    /// How many of the last things it did the loop remembers, for [`Ctx::recording`](crate::Ctx::recording): events,
+    /// callbacks and how long they took, reads, writes, turns. Each takes 32 bytes, from the start on. 0: none; then it
+    /// costs nothing. Some 4096 are what a busy loop does in a few milliseconds, and a quiet one in minutes.
+    ///
+    /// Default: 0, since timing each callback costs a small HTTP request about one twelfth of its instructions.
+    pub recorder: usize,
     /// A connection on which nothing was read or written for this long is closed, also while its handler has
     /// paused reading or is at work on an answer. `None`: never; a peer that
     /// vanished is still found by the keep-alive of [`ListenOptions`](crate::ListenOptions).
@@ -168,6 +174,7 @@ impl Default for Limits {
             output_low_water: 64 * 1024,
             output: 4 * 1024 * 1024,
             memory: 256 * 1024 * 1024,
+            recorder: 0,
             idle_timeout: None,
             write_stall_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),

@@ -169,6 +169,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         fd: K::Fd,
         state: Option<H::Conn>,
     ) -> Result<ConnId, Errno> {
+        let refused = connection.refused;
         let id = ConnId(self.ctx.connections.insert(connection).ok_or(Errno::ENOMEM)?);
         if let Err(errno) = self.kernel.add(&fd, Interest::Stream, id.as_u64()) {
             self.ctx.connections.remove(id.0);
@@ -176,6 +177,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         self.put_beside(id, Some(fd), state);
         self.ctx.metrics.note_state(None, self.ctx.connections.get(id.0).and_then(Connection::state));
+        self.ctx.recorder.accepted(id.0, refused);
         Ok(id)
     }
 
@@ -236,6 +238,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.accept_retry = Some(self.accept_retry.map_or(retry, |at| at.min(retry)));
         }
         self.ctx.metrics.accept_pauses.add(1);
+        self.ctx.recorder.accept_paused(token, errno);
         self.report(token, &format_args!("not accepting for now: {}", errno.desc()));
     }
 

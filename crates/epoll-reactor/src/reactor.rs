@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::thread;
 
 use epoll_sys::{Address, Errno, Events, Interest, Kernel, Linux, ListenOptions, Signal, Timestamp};
 
@@ -39,6 +40,7 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) shutdown: Shutdown,
     /// A second signal has come: no more grace.
     pub(crate) forced: bool,
+    pub(crate) panic_hook: Option<PanicHook>,
     /// When the last turn began and ended.
     pub(crate) last_turn: (Timestamp, Timestamp),
     /// More memory than this in use is reason to write before the end of the turn.
@@ -62,6 +64,9 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) more_messages: bool,
     pub(crate) next_tick: Option<Timestamp>,
 }
+
+/// What is called after a panic in a callback.
+pub(crate) type PanicHook = Box<dyn Fn(&Ctx) + Send>;
 
 /// A flood never comes to an end; requests that had arrived when a drain began do.
 const MOST_TURNS_UNTOLD: u32 = 64;
@@ -154,6 +159,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             registrations,
             shutdown: Shutdown::No,
             forced: false,
+            panic_hook: None,
             last_turn: (clock.now, clock.now),
             memory_mark: usize::MAX,
             signalled: false,
@@ -251,6 +257,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.remote.clone()
     }
 
+    /// Has `hook` called on the loop's thread after each callback that panicked, before its connection is closed, or, where
+    /// the [policy](crate::PanicPolicy) is to let it end the loop, when the reactor is dropped by it: to keep
+    /// [`Ctx::recording`], for instance. Everything waits for it. It replaces the one set before.
+    pub fn on_panic(&mut self, hook: impl Fn(&Ctx) + Send + 'static) {
+        self.panic_hook = Some(Box::new(hook));
+    }
+
     /// What the loop counts and measures, for any thread to read while it runs, and afterwards.
     #[must_use]
     pub fn metrics(&self) -> Arc<LoopMetrics> {
@@ -333,6 +346,9 @@ impl<H: Handler, K: Kernel> Drop for Reactor<H, K> {
     fn drop(&mut self) {
         self.remote.shared().abandon();
         self.close_listeners();
+        if self.in_turn && thread::panicking() {
+            self.tell_of_panic();
+        }
         self.ctx.metrics.note_phase(LoopPhase::Ended);
     }
 }

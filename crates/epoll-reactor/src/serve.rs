@@ -6,6 +6,7 @@ use crate::buffer::InputTail;
 use crate::connection::{Fin, Phase};
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::Reactor;
+use crate::recorder::{Callback, RecordKind};
 use crate::token::ConnId;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
@@ -79,7 +80,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             && !connection.above_high_water
         {
             connection.drain_due = false;
-            self.callback(id, |handler, ctx, state| handler.on_drain(ctx, id, state));
+            self.callback(Callback::Drain, id, |handler, ctx, state| handler.on_drain(ctx, id, state));
         }
     }
 
@@ -171,6 +172,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 result => break result,
             }
         };
+        if self.ctx.recorder.is_on() {
+            self.ctx.recorder.transfer(RecordKind::Read, id.0, result);
+        }
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return Received::Nothing };
         match result {
             Ok(0) => {
@@ -205,12 +209,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     fn call_on_data(&mut self, id: ConnId, input: &[u8]) -> usize {
-        let consumed = self.callback(id, |handler, ctx, state| handler.on_data(ctx, id, state, input));
+        let consumed =
+            self.callback(Callback::Data, id, |handler, ctx, state| handler.on_data(ctx, id, state, input));
         consumed.unwrap_or(0).min(input.len())
     }
 
     fn call_on_eof(&mut self, id: ConnId, unconsumed: &[u8]) {
-        self.callback(id, |handler, ctx, state| handler.on_eof(ctx, id, state, unconsumed));
+        self.callback(Callback::Eof, id, |handler, ctx, state| handler.on_eof(ctx, id, state, unconsumed));
     }
 
     /// Leaves an unconsumed rest with its connection, if that is open and the rest within bounds.
@@ -232,7 +237,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     pub(crate) fn call_on_open(&mut self, id: ConnId) {
-        self.callback(id, |handler, ctx, state| handler.on_open(ctx, id, state));
+        self.callback(Callback::Open, id, |handler, ctx, state| handler.on_open(ctx, id, state));
         self.ctx.arm(id);
     }
 

@@ -18,6 +18,7 @@ use crate::handler::{CloseReason, Handler, Source, SourceCalls};
 use crate::limits::PanicPolicy;
 use crate::metrics::LoopPhase;
 use crate::reactor::{OnSignal, Reactor, Registration, Shutdown, Stopped};
+use crate::recorder::Callback;
 use crate::token::{ConnId, SourceId, Token};
 
 /// Room for this many events to begin with, and at most.
@@ -56,6 +57,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let saw_all = self.wait(timeout)?;
         self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
         let began = self.ctx.now();
+        self.ctx.recorder.now = began;
         self.ctx.metrics.in_turn_since.set(began.as_nanoseconds());
         if !self.events.is_empty() {
             self.ctx.metrics.note_wait(self.last_turn, began, timeout == Some(Duration::ZERO));
@@ -78,6 +80,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             let ended = self.kernel.now().max(began);
             self.last_turn.1 = ended;
             self.ctx.metrics.turn_duration.record(ended.as_nanoseconds() - began.as_nanoseconds());
+            if self.ctx.recorder.is_on() {
+                self.ctx.recorder.turn(began, ended, self.events.len());
+            }
         }
         self.ctx.metrics.buffered.set(self.ctx.buffered() as u64);
         self.ctx.metrics.in_turn_since.set(0);
@@ -127,6 +132,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             let Some(event) = self.events.get(position) else { break };
             self.ctx.metrics.events.add(1);
             let token = Token::from_u64(event.token);
+            if self.ctx.recorder.is_on() {
+                self.ctx.recorder.event(token, event.readiness);
+            }
             match token.registration() {
                 None => self.on_event(ConnId(token), event.readiness),
                 Some(registration) => self.on_registration(registration, event.readiness)?,
@@ -159,7 +167,11 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.callbacks += 1;
                 let calls = Lent { kernel: &self.kernel, fd };
                 let (handler, ctx) = (&mut self.handler, &mut self.ctx);
-                guarded(ctx, |ctx| handler.on_ready(ctx, SourceId(token), &Source::new(&calls), readiness));
+                let began = ctx.recorder.is_on().then(|| self.kernel.now());
+                let result = guarded(ctx, |ctx| {
+                    handler.on_ready(ctx, SourceId(token), &Source::new(&calls), readiness)
+                });
+                self.called(Callback::Ready, Some(token.into_registration()), began, result.is_none());
                 self.flush_overdue();
             }
         }
@@ -180,7 +192,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         // Behind the reading: a callback that raises one has it in a later turn, and not for ever in this one.
         for signal in told {
-            self.call(|handler, ctx| handler.on_signal(ctx, signal));
+            self.call(Callback::Signal, None, |handler, ctx| handler.on_signal(ctx, signal));
         }
     }
 
@@ -212,11 +224,11 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let taken = self.remote.shared().take(budget, &mut self.inbox);
         self.more_messages = taken.more;
         for inspection in taken.inspections {
-            guarded(&mut self.ctx, |ctx| inspection(ctx));
+            self.call(Callback::Inspection, None, |_, ctx| inspection(ctx));
         }
         while let Some(message) = self.inbox.pop_front() {
             self.ctx.metrics.messages.add(1);
-            self.call(|handler, ctx| handler.on_message(ctx, message));
+            self.call(Callback::Message, None, |handler, ctx| handler.on_message(ctx, message));
         }
     }
 
@@ -239,7 +251,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             && self.next_tick.is_some_and(|at| at <= now)
         {
             self.next_tick = Some(now + period);
-            self.call(|handler, ctx| handler.on_tick(ctx));
+            self.call(Callback::Tick, None, |handler, ctx| handler.on_tick(ctx));
         }
     }
 
@@ -261,7 +273,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Due::Timer => {
                 connection.timer = None;
                 self.ctx.metrics.timers_fired.add(1);
-                self.callback(id, |handler, ctx, state| handler.on_timer(ctx, id, state));
+                self.callback(Callback::Timer, id, |handler, ctx, state| handler.on_timer(ctx, id, state));
             }
             Due::Close(reason) => {
                 self.ctx.metrics.timers_fired.add(1);
@@ -310,11 +322,40 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         Turn::Stopped(stopped)
     }
 
+    /// A callback that was called at `began`, which is not known without a recorder, has returned or panicked.
+    #[inline]
+    fn called(&mut self, what: Callback, about: Option<Token>, began: Option<Timestamp>, panicked: bool) {
+        if let Some(began) = began {
+            self.ctx.recorder.now = began;
+            self.ctx.recorder.callback(what, about, self.kernel.now(), panicked);
+        }
+        if panicked {
+            self.tell_of_panic();
+        }
+    }
+
+    /// Lets the [hook](Self::on_panic) look at the loop, so soon that the recorder ends with the callback that panicked.
+    #[cold]
+    pub(crate) fn tell_of_panic(&mut self) {
+        if let Some(hook) = &self.panic_hook
+            && catch_unwind(AssertUnwindSafe(|| hook(&self.ctx))).is_err()
+        {
+            log::error!("the hook for panics panicked");
+        }
+    }
+
     /// Calls the handler for something that is no connection's.
-    pub(crate) fn call(&mut self, call: impl FnOnce(&mut H, &mut Ctx)) {
+    pub(crate) fn call(
+        &mut self,
+        what: Callback,
+        about: Option<ConnId>,
+        call: impl FnOnce(&mut H, &mut Ctx),
+    ) {
         self.callbacks += 1;
+        let began = self.ctx.recorder.is_on().then(|| self.kernel.now());
         let handler = &mut self.handler;
-        guarded(&mut self.ctx, |ctx| call(handler, ctx));
+        let result = guarded(&mut self.ctx, |ctx| call(handler, ctx));
+        self.called(what, about.map(|id| id.0), began, result.is_none());
         self.flush_overdue();
     }
 
@@ -322,6 +363,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// the connection is gone.
     pub(crate) fn callback<R>(
         &mut self,
+        what: Callback,
         id: ConnId,
         call: impl FnOnce(&mut H, &mut Ctx, &mut H::Conn) -> R,
     ) -> Option<R> {
@@ -329,7 +371,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.callbacks += 1;
         self.ctx.current = Some(id);
         let handler = &mut self.handler;
+        let began = self.ctx.recorder.is_on().then(|| self.kernel.now());
         let result = guarded(&mut self.ctx, |ctx| call(handler, ctx, state));
+        self.called(what, Some(id.0), began, result.is_none());
         if result.is_some() {
             self.send_direct(id);
         } else {

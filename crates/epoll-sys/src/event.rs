@@ -81,6 +81,31 @@ impl Readiness {
     }
 }
 
+impl Readiness {
+    /// The bits of epoll_ctl(2), to be kept or shown.
+    #[must_use]
+    pub const fn bits(self) -> u32 {
+        self.0.bits().cast_unsigned()
+    }
+
+    /// What [`bits`](Self::bits) gave. Those that mean nothing are left out.
+    #[must_use]
+    pub const fn from_bits(bits: u32) -> Self {
+        Self(EpollFlags::from_bits_truncate(bits.cast_signed()))
+    }
+}
+
+/// The names of the bits, such as `EPOLLIN | EPOLLOUT`.
+impl fmt::Display for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (name, _)) in self.0.iter_names().enumerate() {
+            f.write_str(if index == 0 { "" } else { " | " })?;
+            f.write_str(name)?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for Readiness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0, f)
