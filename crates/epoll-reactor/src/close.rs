@@ -79,11 +79,17 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// When connections hold more than [`Limits::memory`](crate::Limits::memory), or something could not be sent for
     /// want of it, closes those that hold most, until an eighth of it is free: whoever comes next is not the one to
     /// blame, and the search is made once for each eighth that fills.
+    #[inline]
     pub(crate) fn relieve_memory(&mut self) {
-        let memory = self.ctx.limits.memory;
-        if !std::mem::take(&mut self.ctx.short_of_memory) && self.ctx.buffered() <= memory {
-            return;
+        if self.ctx.short_of_memory || self.ctx.buffered() > self.ctx.limits.memory {
+            self.close_largest();
         }
+    }
+
+    #[cold]
+    fn close_largest(&mut self) {
+        let memory = self.ctx.limits.memory;
+        self.ctx.short_of_memory = false;
         let enough = memory - memory / 8;
         let mut holders: Vec<(usize, ConnId)> = Vec::new();
         self.for_each_connection(|reactor, id| {

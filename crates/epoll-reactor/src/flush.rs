@@ -52,10 +52,14 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     /// Sends what is in the batch, one send for each connection; what the kernel refuses goes to its queue.
+    #[inline]
     pub(crate) fn send_batch(&mut self) {
-        if self.ctx.batch.is_empty() {
-            return;
+        if !self.ctx.batch.is_empty() {
+            self.send_filled_batch();
         }
+    }
+
+    fn send_filled_batch(&mut self) {
         let mut batch = std::mem::take(&mut self.ctx.batch);
         for (id, output) in batch.iter() {
             let Some(connection) = self.ctx.connections.get_mut(id.0) else { continue };

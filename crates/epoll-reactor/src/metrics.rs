@@ -54,11 +54,19 @@ const BOUNDS: usize = 25;
 const BUCKETS: usize = BOUNDS + 1;
 
 /// Times by their size.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Histogram {
-    counts: [Tally; BUCKETS],
+    /// One for each power of two there is, so that noting a time takes no comparison; a reader adds up those beyond the
+    /// bounds.
+    counts: [Tally; 64],
     sum: Tally,
     longest: Tally,
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self { counts: [const { Tally::new() }; 64], sum: Tally::new(), longest: Tally::new() }
+    }
 }
 
 impl Histogram {
@@ -82,8 +90,14 @@ impl Histogram {
     }
 
     fn read(&self) -> HistogramSnapshot {
+        let mut counts = [0; BUCKETS];
+        for (index, count) in self.counts.iter().enumerate() {
+            if let Some(bucket) = counts.get_mut(index.min(BOUNDS)) {
+                *bucket += count.get();
+            }
+        }
         HistogramSnapshot {
-            counts: self.counts.each_ref().map(Tally::get),
+            counts,
             sum: Duration::from_nanos(self.sum.get()),
             longest: Duration::from_nanos(self.longest.get()),
         }
@@ -94,7 +108,8 @@ impl Histogram {
 #[inline]
 fn bucket(nanoseconds: u64) -> usize {
     let above = nanoseconds.saturating_sub(1) / 1000;
-    ((u64::BITS - above.leading_zeros()) as usize).min(BOUNDS)
+    // The logarithm, rounded up, of the microseconds: 1 where it would be of zero.
+    (2 * above + 1).ilog2() as usize
 }
 
 /// How often times of each size came up.
@@ -351,7 +366,7 @@ mod tests {
             (1 << 24, 15),
             (16_777_216_000, 24),
             (16_777_216_001, 25),
-            (u64::MAX, 25),
+            (u64::MAX, 54),
         ];
         for (nanoseconds, expected) in rows {
             assert_eq!(bucket(nanoseconds), expected, "{nanoseconds}");
@@ -398,7 +413,11 @@ mod tests {
             let index = bucket(nanoseconds);
             let time = Duration::from_nanos(nanoseconds);
             prop_assert!(bound(index).is_none_or(|bound| time <= bound));
-            prop_assert!(index == 0 || bound(index - 1).unwrap() < time);
+            prop_assert!(index == 0 || bound(index.min(BOUNDS) - 1).unwrap() < time);
+            let histogram = Histogram::default();
+            histogram.record(nanoseconds);
+            let read = histogram.read();
+            prop_assert_eq!(read.buckets().position(|(_, count)| count == 1), Some(index.min(BOUNDS)));
         }
     }
 }

@@ -168,6 +168,8 @@ impl fmt::Display for Record {
 }
 
 /// The ring. It takes 32 bytes a record, from the beginning on, and allocates nothing later.
+///
+/// What is called for each request is `#[cold]`: off, it must cost next to nothing.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     records: Box<[Record]>,
@@ -205,6 +207,7 @@ impl Recorder {
         }
     }
 
+    #[cold]
     pub(crate) fn turn(&mut self, began: Timestamp, ended: Timestamp, events: usize) {
         let mut record = Record::new(RecordKind::Turn, None);
         record.time = began;
@@ -213,12 +216,14 @@ impl Recorder {
         self.note_at(record);
     }
 
+    #[cold]
     pub(crate) fn event(&mut self, token: Token, readiness: Readiness) {
         let detail = u16::try_from(readiness.bits() & 0xffff).unwrap_or_default();
         self.note(Record { detail, ..Record::new(RecordKind::Event, Some(token)) });
     }
 
     /// One that was called at the last reading of the clock, and has returned at `ended`.
+    #[cold]
     pub(crate) fn callback(
         &mut self,
         what: Callback,
@@ -244,6 +249,7 @@ impl Recorder {
     }
 
     /// A read or a write, and what it came to.
+    #[cold]
     pub(crate) fn transfer(&mut self, kind: RecordKind, token: Token, result: Result<usize, Errno>) {
         let record = Record::new(kind, Some(token));
         self.note(match result {

@@ -167,11 +167,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.callbacks += 1;
                 let calls = Lent { kernel: &self.kernel, fd };
                 let (handler, ctx) = (&mut self.handler, &mut self.ctx);
-                let began = ctx.recorder.is_on().then(|| self.kernel.now());
+                if ctx.recorder.is_on() {
+                    ctx.recorder.now = self.kernel.now();
+                }
                 let result = guarded(ctx, |ctx| {
                     handler.on_ready(ctx, SourceId(token), &Source::new(&calls), readiness)
                 });
-                self.called(Callback::Ready, Some(token.into_registration()), began, result.is_none());
+                self.has_called(Callback::Ready, Some(token.into_registration()), result.is_none());
                 self.flush_overdue();
             }
         }
@@ -322,11 +324,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         Turn::Stopped(stopped)
     }
 
-    /// A callback that was called at `began`, which is not known without a recorder, has returned or panicked.
+    /// A callback has returned or panicked.
     #[inline]
-    fn called(&mut self, what: Callback, about: Option<Token>, began: Option<Timestamp>, panicked: bool) {
-        if let Some(began) = began {
-            self.ctx.recorder.now = began;
+    fn has_called(&mut self, what: Callback, about: Option<Token>, panicked: bool) {
+        if self.ctx.recorder.is_on() {
             self.ctx.recorder.callback(what, about, self.kernel.now(), panicked);
         }
         if panicked {
@@ -352,10 +353,12 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         call: impl FnOnce(&mut H, &mut Ctx),
     ) {
         self.callbacks += 1;
-        let began = self.ctx.recorder.is_on().then(|| self.kernel.now());
+        if self.ctx.recorder.is_on() {
+            self.ctx.recorder.now = self.kernel.now();
+        }
         let handler = &mut self.handler;
         let result = guarded(&mut self.ctx, |ctx| call(handler, ctx));
-        self.called(what, about.map(|id| id.0), began, result.is_none());
+        self.has_called(what, about.map(|id| id.0), result.is_none());
         self.flush_overdue();
     }
 
@@ -371,9 +374,11 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.callbacks += 1;
         self.ctx.current = Some(id);
         let handler = &mut self.handler;
-        let began = self.ctx.recorder.is_on().then(|| self.kernel.now());
+        if self.ctx.recorder.is_on() {
+            self.ctx.recorder.now = self.kernel.now();
+        }
         let result = guarded(&mut self.ctx, |ctx| call(handler, ctx, state));
-        self.called(what, Some(id.0), began, result.is_none());
+        self.has_called(what, Some(id.0), result.is_none());
         if result.is_some() {
             self.send_direct(id);
         } else {
