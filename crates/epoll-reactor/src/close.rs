@@ -148,7 +148,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 (state.unwrap_or_default(), connection.reason.unwrap_or(CloseReason::Local));
             self.ctx.parting = Some((id, connection.peer));
             self.call(Callback::Close, Some(id), |handler, ctx| {
-                handler.on_close(ctx, id, state, reason, &stats)
+                handler.on_close(ctx, id, state, reason, &stats);
             });
             self.ctx.parting = None;
         }
@@ -215,7 +215,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Some(connection) if connection.in_ready && self.untold.1 > 0 => self.untold.0.push(id),
             Some(connection) if connection.phase == Phase::Open => {
                 self.callback(Callback::Shutdown, id, |handler, ctx, state| {
-                    handler.on_shutdown(ctx, id, state, deadline)
+                    handler.on_shutdown(ctx, id, state, deadline);
                 });
             }
             _ => (),

@@ -76,13 +76,13 @@ pub struct Ctx {
 }
 
 impl Ctx {
-    pub(crate) fn new(limits: Limits, clock: Clock) -> Self {
+    pub(crate) fn new(limits: Limits, clock: Clock, metrics: Arc<LoopMetrics>) -> Self {
         Self {
             recorder: Recorder::new(limits.recorder, clock.now),
             limits,
             connections: Slab::new(),
             timers: Timers::default(),
-            metrics: Arc::default(),
+            metrics,
             current: None,
             direct: Vec::new(),
             batch: Batch::default(),

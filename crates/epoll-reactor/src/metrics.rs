@@ -366,7 +366,7 @@ mod tests {
             (1 << 24, 15),
             (16_777_216_000, 24),
             (16_777_216_001, 25),
-            (u64::MAX, 54),
+            (u64::MAX, 55),
         ];
         for (nanoseconds, expected) in rows {
             assert_eq!(bucket(nanoseconds), expected, "{nanoseconds}");

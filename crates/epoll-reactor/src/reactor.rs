@@ -40,7 +40,8 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) shutdown: Shutdown,
     /// A second signal has come: no more grace.
     pub(crate) forced: bool,
-    pub(crate) panic_hook: Option<PanicHook>,
+    pub(crate) panic_hook: Option<Hook>,
+    pub(crate) signal_hook: Option<Hook>,
     /// When the last turn began and ended.
     pub(crate) last_turn: (Timestamp, Timestamp),
     /// More memory than this in use is reason to write before the end of the turn.
@@ -65,8 +66,8 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) next_tick: Option<Timestamp>,
 }
 
-/// What is called after a panic in a callback.
-pub(crate) type PanicHook = Box<dyn Fn(&Ctx) + Send>;
+/// What is called to look at the loop when something has happened.
+pub(crate) type Hook = Box<dyn Fn(&Ctx) + Send>;
 
 /// A flood never comes to an end; requests that had arrived when a drain began do.
 const MOST_TURNS_UNTOLD: u32 = 64;
@@ -86,6 +87,8 @@ pub(crate) enum OnSignal {
     Drain,
     /// The handler is told.
     Tell,
+    /// The hook for it is called.
+    Inspect,
 }
 
 /// How far a shutdown has got.
@@ -153,13 +156,14 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             accept_retry: None,
             read_buffer: vec![0; limits.read_buffer],
             next_tick: limits.tick.map(|period| kernel.now() + period),
-            ctx: Ctx::new(limits, clock),
+            ctx: Ctx::new(limits, clock, Arc::clone(remote.metrics())),
             fds: Vec::new(),
             states: Vec::new(),
             registrations,
             shutdown: Shutdown::No,
             forced: false,
             panic_hook: None,
+            signal_hook: None,
             last_turn: (clock.now, clock.now),
             memory_mark: usize::MAX,
             signalled: false,
@@ -248,6 +252,21 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// No descriptors are left.
     pub fn watch_signals(&mut self, signals: &[Signal]) -> io::Result<()> {
         self.register_signals(signals, OnSignal::Tell)
+    }
+
+    /// Has `hook` called for each of `signals`, between two callbacks, instead of the handler: to write a
+    /// [recording](Ctx::recording) down, for instance, whatever the handler is. It replaces the one set before; what is said
+    /// of [`watch_signals`](Self::watch_signals) holds here.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn inspect_on_signals(
+        &mut self,
+        signals: &[Signal],
+        hook: impl Fn(&Ctx) + Send + 'static,
+    ) -> io::Result<()> {
+        self.signal_hook = Some(Box::new(hook));
+        self.register_signals(signals, OnSignal::Inspect)
     }
 
     /// A way in for other threads. Start those after [`drain_on_signals`](Self::drain_on_signals), or they take the

@@ -21,6 +21,7 @@ use loom::sync::{
 use crate::limits::Limits;
 
 use crate::ctx::Ctx;
+use crate::metrics::{LoopMetrics, LoopPhase};
 
 /// Sends messages to a reactor from any thread, and asks it to drain. Cheap to clone.
 ///
@@ -54,6 +55,8 @@ pub(crate) struct Shared<M, F> {
     drain_by: AtomicU64,
     capacity: usize,
     pub(crate) eventfd: F,
+    /// The loop's, here so that they can be read before there is one, and wherever a way in is.
+    pub(crate) metrics: Arc<LoopMetrics>,
 }
 
 /// What other threads have asked of a loop, as bits, so that one look in a turn sees them all.
@@ -114,6 +117,7 @@ impl<M, K: Kernel> Remote<M, K> {
             drain_by: AtomicU64::new(0),
             capacity,
             eventfd,
+            metrics: Arc::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -135,6 +139,12 @@ impl<M, K: Kernel> Remote<M, K> {
         }
         self.wake();
         Ok(())
+    }
+
+    /// What the loop counts and measures: [`Reactor::metrics`](crate::Reactor::metrics).
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<LoopMetrics> {
+        &self.shared.metrics
     }
 
     /// Has the loop call `inspection` between two callbacks, in the next turn, for what only its own thread may look at:
@@ -238,13 +248,14 @@ impl<M, F> Shared<M, F> {
 
     /// Accepts no more messages and drops those that no loop will take any more, though others hold a way in to it.
     pub(crate) fn abandon(&self) {
-        let messages = {
+        let left = {
             let mut queue = self.lock();
             queue.closed = true;
-            std::mem::take(&mut queue.messages)
+            (std::mem::take(&mut queue.messages), std::mem::take(&mut queue.inspections))
         };
         // Not under the lock: what a message does when it is dropped is its own affair.
-        drop(messages);
+        drop(left);
+        self.metrics.note_phase(LoopPhase::Ended);
     }
 
     /// A sender that panicked while it held the lock had done nothing by halves: its message is in or not.

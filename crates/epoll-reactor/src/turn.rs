@@ -171,7 +171,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                     ctx.recorder.now = self.kernel.now();
                 }
                 let result = guarded(ctx, |ctx| {
-                    handler.on_ready(ctx, SourceId(token), &Source::new(&calls), readiness)
+                    handler.on_ready(ctx, SourceId(token), &Source::new(&calls), readiness);
                 });
                 self.has_called(Callback::Ready, Some(token.into_registration()), result.is_none());
                 self.flush_overdue();
@@ -181,16 +181,21 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     fn take_signals(&mut self, token: Token) {
-        let mut told = Vec::new();
+        let (mut told, mut inspect) = (Vec::new(), false);
         loop {
             let Some(Registration::Signals(fd, what)) = self.registrations.get(token) else { return };
             match (self.kernel.read_signal(fd), *what) {
                 (Ok(Some(signal)), OnSignal::Drain) => self.drain_at(signal),
                 (Ok(Some(signal)), OnSignal::Tell) if told.contains(&signal) => (),
                 (Ok(Some(signal)), OnSignal::Tell) => told.push(signal),
+                (Ok(Some(_)), OnSignal::Inspect) => inspect = true,
                 (Err(Errno::EINTR), _) => (),
                 (Ok(None) | Err(_), _) => break,
             }
+        }
+        if inspect && let Some(hook) = self.signal_hook.take() {
+            self.call(Callback::Inspection, None, |_, ctx| hook(ctx));
+            self.signal_hook = Some(hook);
         }
         // Behind the reading: a callback that raises one has it in a later turn, and not for ever in this one.
         for signal in told {

@@ -10,6 +10,7 @@ use std::thread;
 
 use epoll_sys::{Address, Errno, Kernel, Linux, ListenOptions, Signal, allowed_cpus, pin_to_cpu};
 
+use crate::ctx::Ctx;
 use crate::handler::Handler;
 use crate::limits::Limits;
 use crate::reactor::{Reactor, Stopped, first_of, name_address};
@@ -110,9 +111,13 @@ pub struct Workers<M> {
     cpus: Option<Vec<usize>>,
     draining: Vec<Signal>,
     watched: Vec<Signal>,
+    panic_hook: Option<PanicHook>,
     /// Behind the listeners, which are closed first.
     files: SocketFiles,
 }
+
+/// What is called after a panic in a callback of any loop.
+type PanicHook = Arc<dyn Fn(usize, &Ctx) + Send + Sync>;
 
 /// The listeners for one address, one for each loop.
 struct Group {
@@ -167,6 +172,7 @@ impl<M: Send> Workers<M> {
             cpus: None,
             draining: Vec::new(),
             watched: Vec::new(),
+            panic_hook: None,
             files: SocketFiles(Vec::new()),
         })
     }
@@ -248,6 +254,11 @@ impl<M: Send> Workers<M> {
         Ok(())
     }
 
+    /// Has `hook` called as [`Reactor::on_panic`] says, on the thread of whichever loop it is, with that one's index.
+    pub fn on_panic(&mut self, hook: impl Fn(usize, &Ctx) + Send + Sync + 'static) {
+        self.panic_hook = Some(Arc::new(hook));
+    }
+
     /// Starts the loops and returns when all have ended: drained, by a signal or [`Remote::drain`] of each, or died.
     ///
     /// `factory` makes the handler of each loop, on that loop's thread, so a handler need not be [`Send`]. `on_event` is
@@ -268,7 +279,7 @@ impl<M: Send> Workers<M> {
     where
         H: Handler<Message = M>,
     {
-        let Self { limits, kernels, remotes, groups, cpus, draining, watched, files } = self;
+        let Self { limits, kernels, remotes, groups, cpus, draining, watched, panic_hook, files } = self;
         let grace = limits.first().map(|limits| limits.drain_grace).unwrap_or_default();
         let mut groups = steer(groups, cpus.as_deref())?;
         let mut supervisor = Supervisor::start(Arc::clone(&remotes), on_event, grace, &draining, &watched)?;
@@ -279,7 +290,8 @@ impl<M: Send> Workers<M> {
                     listeners.next().map(|listener| (listener, bound.clone()))
                 });
                 let cpu = cpus.as_ref().and_then(|cpus| cpus.get(index).copied());
-                let start = Start { kernel, limits, cpu, listeners: listeners.collect() };
+                let panic_hook = panic_hook.clone();
+                let start = Start { kernel, limits, cpu, panic_hook, listeners: listeners.collect() };
                 let Some(worker) = Worker::new(index, Arc::clone(&remotes)) else { break };
                 let (words, factory) = (words.clone(), &factory);
                 let run = move || {
@@ -307,6 +319,7 @@ struct Start {
     kernel: Linux,
     limits: Limits,
     cpu: Option<usize>,
+    panic_hook: Option<PanicHook>,
     listeners: Vec<(<Linux as Kernel>::Fd, Address)>,
 }
 
@@ -322,6 +335,10 @@ impl Start {
         }
         let handler = factory(worker)?;
         let mut reactor = Reactor::with_remote(self.kernel, handler, self.limits, worker.remote.clone())?;
+        if let Some(hook) = self.panic_hook {
+            let index = worker.index;
+            reactor.on_panic(move |ctx| hook(index, ctx));
+        }
         for (listener, bound) in self.listeners {
             reactor.share_listener(listener, bound)?;
         }

@@ -93,3 +93,25 @@ fn a_callback_for_a_signal_may_use_the_loop_and_may_panic() {
     raise(NixSignal::SIGUSR1).unwrap();
     assert_eq!(harness.run_to_end(), Stopped::Drained);
 }
+
+#[test]
+fn a_hook_for_a_signal_looks_at_the_loop_and_the_handler_is_not_told() {
+    block_signals(&[Signal::User1]).unwrap();
+    let (tell, told_of) = std::sync::mpsc::channel();
+    let mut harness = Harness::new(Script::default());
+    harness.allow_panics = true;
+    let hook = move |ctx: &epoll_reactor::Ctx| {
+        tell.send(ctx.connections()).unwrap();
+        assert!(ctx.connections() < 2, "it may panic as a callback may");
+    };
+    harness.reactor.inspect_on_signals(&[Signal::User1], hook).unwrap();
+    let mut peers = Vec::new();
+    for round in 1..=3 {
+        peers.push(harness.open());
+        raise(NixSignal::SIGUSR1).unwrap();
+        harness.turn();
+        assert_eq!(told_of.try_iter().collect::<Vec<_>>(), [round], "once for each");
+    }
+    assert_eq!(harness.ctx().counters().panics, 2);
+    assert_eq!(told(harness.script()), []);
+}

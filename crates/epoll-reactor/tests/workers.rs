@@ -21,8 +21,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use epoll_reactor::{
-    Address, ConnId, Ctx, Handler, Limits, ListenOptions, PanicPolicy, RemoteError, SendOutcome, Signal,
-    Stopped, Timestamp, Worker, WorkerEvent, Workers,
+    Address, ConnId, Ctx, Handler, Limits, ListenOptions, LoopPhase, PanicPolicy, RemoteError, SendOutcome,
+    Signal, Stopped, Timestamp, Worker, WorkerEvent, Workers,
 };
 use epoll_sys::{allowed_cpus, pin_to_cpu};
 use nix::sys::signal::{Signal as NixSignal, raise};
@@ -303,6 +303,49 @@ fn of_a_loop_that_dies_the_others_go_on() {
         .unwrap();
     assert_eq!(events, [WorkerEvent::AllStarted, WorkerEvent::Died(1)]);
     assert_eq!((end.stopped, end.died), (Stopped::Drained, 1));
+}
+
+#[test]
+fn each_loop_has_numbers_of_its_own_and_its_panics_can_be_looked_at() {
+    let mut workers = workers(2, Limits { recorder: 16, ..Limits::default() });
+    let address = listen(&mut workers);
+    let remotes = Arc::clone(workers.remotes());
+    let (seen, panics) = channel();
+    workers.on_panic(move |index, ctx| {
+        let last = ctx.recording().unwrap().records.last().unwrap().to_string();
+        seen.send((index, ctx.counters().panics, last)).unwrap();
+    });
+    let (factory, _told) = factory(false);
+    assert_eq!(remotes[0].metrics().read().phase, LoopPhase::Running, "before it runs");
+    let client = std::thread::spawn({
+        let remotes = Arc::clone(&remotes);
+        move || {
+            let (mut client, index) = connect(&address);
+            client.get_mut().write_all(b"wait and panic").unwrap();
+            let (at, count, last) = panics.recv_timeout(PATIENCE).unwrap();
+            assert_eq!((at, count), (index, 1));
+            assert!(last.contains(": on_data, ") && last.ends_with(", panicked"), "{last}");
+            let accepted = remotes.iter().map(|remote| remote.metrics().read().counters.accepted);
+            assert_eq!(accepted.enumerate().find(|(_, count)| *count == 1), Some((index, 1)));
+            drain_all(&remotes);
+        }
+    });
+    assert_eq!(workers.run(factory, |_| ()).unwrap().died, 0);
+    client.join().unwrap();
+    assert!(remotes.iter().all(|remote| remote.metrics().read().phase == LoopPhase::Ended));
+}
+
+#[test]
+fn loops_that_never_run_have_ended() {
+    let workers = workers(2, Limits::default());
+    let remotes = Arc::clone(workers.remotes());
+    let dropped = Arc::new(());
+    let held = Arc::clone(&dropped);
+    remotes[1].inspect(move |_| drop(held)).unwrap();
+    let refused = |_: &Worker<Arc<str>>| -> io::Result<Numbered> { Err(ErrorKind::Other.into()) };
+    workers.run(refused, |_| ()).unwrap_err();
+    assert!(remotes.iter().all(|remote| remote.metrics().read().phase == LoopPhase::Ended));
+    assert_eq!(Arc::strong_count(&dropped), 1, "what was to look at it knows that it never will");
 }
 
 #[test]

@@ -20,7 +20,8 @@ macro_rules! signals {
 Signals: \
 SIGINT or SIGTERM stops accepting, lets clients have what is on its way to them, and exits when all have ended \
 or --grace has passed. A second one exits at once. SIGHUP has the file of --access-log (`http`) opened anew; without a \
-file, also with `-`, it ends the server at once, as it does most programs."
+file, also with `-`, it ends the server at once, as it does most programs. SIGUSR1 has the file of --trace-file written; \
+without one it ends the server too."
     };
 }
 
@@ -60,7 +61,7 @@ Each protocol has its own flags and limits: `epoll-server http --help`, `epoll-s
 /// Serve many TCP clients from one thread, or a few: broadcast lines, echo bytes, or answer HTTP/1.1.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER_HELP)]
-#[command(subcommand_help_heading = "Protocols", subcommand_value_name = "PROTOCOL")]
+#[command(subcommand_help_heading = "Protocols, and another command", subcommand_value_name = "PROTOCOL")]
 // `options.rs` puts in a protocol that is left out; here it is required, which the usage must not say.
 #[command(override_usage = "epoll-server [OPTIONS] [PROTOCOL]", arg_required_else_help = false)]
 pub(crate) struct Flags {
@@ -141,6 +142,14 @@ pub(crate) struct CommonFlags {
     /// are loops. One loop alone stays where the system puts it.
     #[arg(long, global = true)]
     pub(crate) pin: bool,
+
+    /// Have each loop remember the last 4096 things it did, and write them to this file on SIGUSR1 and after a panic
+    ///
+    /// Events, callbacks and how long they took, reads, writes, ends; `epoll-server trace FILE` prints them. It replaces the
+    /// file, for a panic no more often than every 10 seconds. With several --workers the files are FILE.0, FILE.1 and so
+    /// on. Remembering takes a small HTTP request a twentieth more instructions.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) trace_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -168,6 +177,15 @@ pub(crate) enum ProtocolFlags {
     /// same list, and one that nobody knows with 501.
     #[command(after_long_help = signals!())]
     Http(HttpFlags),
+    /// Print a file of --trace-file: one line for each thing that a loop did, the oldest first
+    Trace(TraceFlags),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceFlags {
+    /// The file
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
 }
 
 #[derive(Debug, Args)]

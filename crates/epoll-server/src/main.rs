@@ -12,6 +12,7 @@ mod log;
 mod options;
 mod page;
 mod serve;
+mod trace;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -22,9 +23,10 @@ use epoll_reactor::{Limits, Signal, Stopped, Worker, block_signals, raise_open_f
 
 use crate::access_log::{Destination, LogWriter};
 use crate::http::{Reopen, Site};
-use crate::options::{Options, Protocol};
+use crate::options::{Command, Options, Protocol};
 use crate::page::Board;
 use crate::serve::{serve, serve_with_workers};
+use crate::trace::TraceFile;
 
 /// The first one drains the server, the second one ends it.
 const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
@@ -37,7 +39,10 @@ const OWN_FILES: u64 = 16;
 const FILES_OF_A_LOOP: usize = 3;
 
 fn main() -> ExitCode {
-    let result = run();
+    let result = match Command::from_command_line() {
+        Command::Serve(options) => run(*options),
+        Command::Trace(file) => trace::print(&file).map(|()| Stopped::Drained),
+    };
     log::flush();
     match result {
         // The help text lists these codes.
@@ -51,8 +56,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> io::Result<Stopped> {
-    let Options { addresses, limits, loops, protocol } = Options::from_command_line();
+fn run(options: Options) -> io::Result<Stopped> {
+    let Options { addresses, limits, loops, protocol, trace_file } = options;
     // A name may take a while to be looked up, and Ctrl-C should end that: so before signals are blocked.
     let places = serve::resolve(&addresses)?;
     // So may the reader of a FIFO.
@@ -63,20 +68,25 @@ fn run() -> io::Result<Stopped> {
     let hangups: &[Signal] =
         if access_log.as_ref().is_some_and(Destination::can_be_renamed) { &[Signal::Hangup] } else { &[] };
     block_signals(hangups)?;
-    log::start();
     let workers = loops.count.get();
+    let trace = trace_file.map(|path| TraceFile::new(&path, workers));
+    let trace = trace.as_ref();
+    if trace.is_some() {
+        block_signals(&[Signal::User1])?;
+    }
+    log::start();
     open_as_many_files_as_allowed(limits.connections, workers, places.len());
     match protocol {
-        Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &places, |_| Ok(())),
-        Protocol::Echo if workers == 1 => serve(Echo, limits, &places, |_| Ok(())),
-        Protocol::Echo => serve_with_workers(loops, limits, &places, &[], |_| Ok(Echo), |_| ()),
+        Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &places, trace, |_| Ok(())),
+        Protocol::Echo if workers == 1 => serve(Echo, limits, &places, trace, |_| Ok(())),
+        Protocol::Echo => serve_with_workers(loops, limits, &places, trace, &[], |_| Ok(Echo), |_| ()),
         Protocol::Http(config, content) => {
             let writer = access_log.map(LogWriter::start).transpose()?;
             let board = Board::new(workers);
             let open =
                 |index| Site::open(&config, &content, writer.as_ref().map(LogWriter::log), board.slot(index));
             let stopped = if workers == 1 {
-                serve(Http::new(open(0)?, config.clone()), limits, &places, |reactor| {
+                serve(Http::new(open(0)?, config.clone()), limits, &places, trace, |reactor| {
                     let remote = reactor.remote();
                     reactor.handler().attach(remote);
                     if hangups.is_empty() { Ok(()) } else { reactor.watch_signals(hangups) }
@@ -87,7 +97,7 @@ fn run() -> io::Result<Stopped> {
                     http.attach(worker.remote().clone());
                     Ok(http)
                 };
-                serve_with_workers(loops, limits, &places, hangups, factory, Reopen::send_to_any)
+                serve_with_workers(loops, limits, &places, trace, hangups, factory, Reopen::send_to_any)
             };
             if let Some(writer) = writer {
                 writer.finish();

@@ -17,6 +17,7 @@ use crate::flags::{
 };
 use crate::http;
 use crate::page::TICK;
+use crate::trace::RECORDS;
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 const DEFAULT_PROTOCOL: &str = "broadcast";
@@ -27,6 +28,14 @@ const LINE_OVERHEAD: usize = 31;
 /// More than the status line and the fields of an answer of `http.rs`.
 const ANSWER_HEAD: usize = 4096;
 
+/// What the command line asks for.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Serve(Box<Options>),
+    /// To print this file.
+    Trace(PathBuf),
+}
+
 /// What to serve, where, and within which bounds.
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -36,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) limits: Limits,
     pub(crate) loops: Loops,
     pub(crate) protocol: Protocol,
+    /// Where to write what the loops did last.
+    pub(crate) trace_file: Option<PathBuf>,
 }
 
 /// How many loops there are, and whether each has a CPU of its own.
@@ -73,7 +84,7 @@ impl Protocol {
     }
 }
 
-impl Options {
+impl Command {
     /// Reads the arguments of the process. If they ask for help or make no sense, this says so and exits.
     pub(crate) fn from_command_line() -> Self {
         Self::read(&env::args_os().collect::<Vec<_>>()).unwrap_or_else(|error| error.exit())
@@ -92,6 +103,7 @@ impl Options {
             ProtocolFlags::Broadcast(flags) => broadcast(flags, &common)?,
             ProtocolFlags::Echo(flags) => (flags.listen, Protocol::Echo, limits(&common)),
             ProtocolFlags::Http(flags) => http(flags, &common)?,
+            ProtocolFlags::Trace(flags) => return Ok(Self::Trace(flags.file)),
         };
         if limits.memory < limits.output {
             return Err(format!(
@@ -105,7 +117,8 @@ impl Options {
         if addresses.is_empty() {
             addresses.push(DEFAULT_ADDRESS.to_owned());
         }
-        Ok(Self { addresses, limits, loops, protocol })
+        let trace_file = common.trace_file;
+        Ok(Self::Serve(Box::new(Options { addresses, limits, loops, protocol, trace_file })))
     }
 }
 
@@ -170,6 +183,7 @@ fn limits(common: &CommonFlags) -> Limits {
         write_stall_timeout: common.write_timeout,
         memory: common.memory_limit,
         drain_grace: common.grace,
+        recorder: if common.trace_file.is_some() { RECORDS } else { 0 },
         ..Limits::default()
     }
 }
@@ -251,7 +265,10 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> Result<Options, clap::Error> {
-        Options::read(&line.split(' ').map(OsString::from).collect::<Vec<_>>())
+        match Command::read(&line.split(' ').map(OsString::from).collect::<Vec<_>>())? {
+            Command::Serve(options) => Ok(*options),
+            Command::Trace(file) => panic!("it is to print {}", file.display()),
+        }
     }
 
     fn refused(line: &str) -> String {
@@ -288,6 +305,16 @@ mod tests {
             ..expected.limits(Limits::default())
         };
         assert_eq!(format!("{:?}", bare.limits), format!("{limits:?}"));
+    }
+
+    #[test]
+    fn a_file_for_the_trace_has_the_loops_remember_what_they_did() {
+        let options = read("epoll-server http --trace-file /tmp/t").unwrap();
+        assert_eq!((options.limits.recorder, options.trace_file), (4096, Some(PathBuf::from("/tmp/t"))));
+        let arguments = ["epoll-server", "trace", "a b"].map(OsString::from);
+        let Command::Trace(file) = Command::read(&arguments).unwrap() else { panic!("it serves") };
+        assert_eq!(file, Path::new("a b"));
+        assert!(refused("epoll-server trace").contains("<FILE>"));
     }
 
     #[test]

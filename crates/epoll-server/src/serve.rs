@@ -12,6 +12,7 @@ use epoll_reactor::{
 
 use crate::SIGNALS;
 use crate::options::Loops;
+use crate::trace::TraceFile;
 
 /// An address as typed, and those it stands for.
 pub(crate) struct Place {
@@ -37,12 +38,18 @@ pub(crate) fn serve<H: Handler>(
     handler: H,
     limits: Limits,
     places: &[Place],
+    trace: Option<&TraceFile>,
     prepare: impl FnOnce(&mut Reactor<H>) -> io::Result<()>,
 ) -> io::Result<Stopped> {
     let grace = limits.drain_grace;
     let options = listen_options(&limits);
     let mut reactor = Reactor::new(handler, limits)?;
     reactor.drain_on_signals(&SIGNALS)?;
+    if let Some(file) = trace {
+        let (asked, panicked) = (file.clone(), file.clone());
+        reactor.inspect_on_signals(&[Signal::User1], move |ctx| asked.write(0, ctx))?;
+        reactor.on_panic(move |ctx| panicked.write_after_panic(0, ctx));
+    }
     prepare(&mut reactor)?;
     let bound = listen(places, |addresses| Ok(reactor.listen_first(addresses, &options)?.1))?;
     // Only now: whoever waits for these lines may take the first one for the whole server being there. By a
@@ -63,6 +70,7 @@ pub(crate) fn serve_with_workers<H: Handler>(
     loops: Loops,
     limits: Limits,
     places: &[Place],
+    trace: Option<&TraceFile>,
     watched: &[Signal],
     factory: impl Fn(&Worker<H::Message>) -> io::Result<H> + Sync,
     on_signal: impl Fn(&[Remote<H::Message>]),
@@ -72,6 +80,10 @@ pub(crate) fn serve_with_workers<H: Handler>(
     let mut workers = Workers::new(loops.count, limits)?;
     workers.drain_on_signals(&SIGNALS)?;
     workers.watch_signals(watched)?;
+    if let Some(file) = trace.cloned() {
+        workers.watch_signals(&[Signal::User1])?;
+        workers.on_panic(move |index, ctx| file.write_after_panic(index, ctx));
+    }
     if loops.pin {
         workers.pin()?;
     }
@@ -87,6 +99,7 @@ pub(crate) fn serve_with_workers<H: Handler>(
     let end = workers.run(factory, |event| match event {
         // It waits for this.
         WorkerEvent::AllStarted => _ = started.send(()),
+        WorkerEvent::Signal(Signal::User1) => _ = trace.map(|file| ask_for_traces(file, &remotes)),
         WorkerEvent::Signal(_) => on_signal(&remotes),
         // The log has been told.
         _ => (),
@@ -98,6 +111,15 @@ pub(crate) fn serve_with_workers<H: Handler>(
     }
     tell_of_end(stopped, cut_off, grace);
     Ok(stopped)
+}
+
+/// Has each loop write down what it did, on its own thread.
+fn ask_for_traces<M: Send>(file: &TraceFile, remotes: &[Remote<M>]) {
+    for (index, remote) in remotes.iter().enumerate() {
+        if let Err(error) = remote.inspect(file.writing(index)) {
+            log::warn!("loop {index} cannot be asked for what it did: {error}");
+        }
+    }
 }
 
 fn listen_options(limits: &Limits) -> ListenOptions {

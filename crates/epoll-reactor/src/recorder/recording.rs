@@ -55,7 +55,8 @@ pub struct Recording {
 
 const MAGIC: [u8; 8] = *b"EPOLLREC";
 const VERSION: u16 = 1;
-const RECORD: usize = 32;
+const RECORD_SIZE: u16 = 32;
+const RECORD: usize = RECORD_SIZE as usize;
 const HEADER: usize = 48;
 
 impl Recording {
@@ -65,7 +66,7 @@ impl Recording {
         let mut bytes = Vec::with_capacity(HEADER + RECORD * self.records.len());
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_le_bytes());
-        bytes.extend((RECORD as u16).to_le_bytes());
+        bytes.extend(RECORD_SIZE.to_le_bytes());
         bytes.extend(self.worker.to_le_bytes());
         bytes.extend((self.records.len() as u64).to_le_bytes());
         bytes.extend(self.overwritten.to_le_bytes());
@@ -99,7 +100,7 @@ impl Recording {
         let (Some(version), Some(size), Some(time), Some(wall)) = (version, size, time, wall) else {
             return Err(RecordingError::CutShort);
         };
-        if version != VERSION || usize::from(size) != RECORD {
+        if version != VERSION || size != RECORD_SIZE {
             return Err(RecordingError::Version(version));
         }
         let (records, rest) = header.0.as_chunks::<RECORD>();

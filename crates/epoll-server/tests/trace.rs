@@ -1,0 +1,118 @@
+//! What the loops did last: SIGUSR1 and a panic have it written to a file, and `epoll-server trace` prints that.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    missing_docs,
+    reason = "a panic is how a test fails"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use support::{Server, outcome};
+
+fn printed(file: &Path) -> Vec<String> {
+    let (code, output, errors) = outcome(&["trace", file.to_str().unwrap()]);
+    assert_eq!((code, errors.as_str()), (0, ""));
+    output.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_signal_has_what_happened_written_and_the_server_serves_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    for protocol in ["echo", "http", "broadcast"] {
+        let mut server = Server::start(&[protocol, "--trace-file", file.to_str().unwrap()]);
+        let mut client = server.connect();
+        client.send(if protocol == "http" { "GET /hello HTTP/1.1\r\nHost: h\r\n\r\n" } else { "hello\n" });
+        match protocol {
+            "echo" => assert_eq!(client.line(), b"hello\n"),
+            "http" => assert_eq!(client.line(), b"HTTP/1.1 200 OK\r\n"),
+            _ => _ = server.logged("Client_1 connected"),
+        }
+        for _ in 0..2 {
+            server.signal("USR1");
+            server.logged("records of what loop 0 did are in");
+        }
+        let lines = printed(&file);
+        assert!(lines[0].starts_with("loop 0 at 2"), "{}", lines[0]);
+        assert!(lines[0].ends_with(" records, 0 older ones overwritten"), "{}", lines[0]);
+        assert_eq!(lines.len() - 1, lines[0].split(' ').nth(4).unwrap().parse::<usize>().unwrap());
+        for what in ["accepted", "on_open, ", "event EPOLLIN", "turn with 1 events, ", "an inspection, "] {
+            assert!(lines.iter().any(|line| line.contains(what)), "{protocol}, {what}: {lines:#?}");
+        }
+        drop(client);
+        server.connect();
+        let ended = server.stop();
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+    }
+    let left: Vec<_> =
+        fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["trace"], "nothing half written");
+}
+
+#[test]
+fn each_of_several_loops_has_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    let mut server = Server::start(&["echo", "--workers", "2", "--trace-file", file.to_str().unwrap()]);
+    // So many that each loop has some.
+    let mut clients: Vec<_> = (0..64).map(|_| server.connect()).collect();
+    for client in &mut clients {
+        client.send("hello\n");
+        assert_eq!(client.line(), b"hello\n");
+    }
+    server.signal("USR1");
+    for index in 0..2 {
+        server.logged(&format!("records of what loop {index} did are in"));
+        let lines = printed(&directory.path().join(format!("trace.{index}")));
+        assert!(lines[0].starts_with(&format!("loop {index} at ")), "{}", lines[0]);
+        assert!(lines.iter().any(|line| line.contains("write, 6 bytes")), "{lines:#?}");
+    }
+    assert_eq!(server.stop().code, Some(0));
+}
+
+#[test]
+fn a_file_that_cannot_be_written_costs_a_line_in_the_log() {
+    let mut server = Server::start(&["echo", "--trace-file", "/nowhere/trace"]);
+    let mut client = server.connect();
+    client.send("a\n");
+    client.line();
+    server.signal("USR1");
+    server.logged("cannot write /nowhere/trace: No such file or directory");
+    client.send("b\n");
+    assert_eq!(client.line(), b"b\n");
+    assert_eq!(server.stop().code, Some(0));
+}
+
+#[test]
+fn what_is_no_trace_is_refused_in_one_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    let path = file.to_str().unwrap();
+    let rows: [(&[u8], &str); 4] = [
+        (b"", "not a recording of a loop"),
+        (b"GET / HTTP/1.1", "not a recording of a loop"),
+        (b"EPOLLREC\x01\x00\x20\x00", "a recording that was cut short"),
+        (
+            &[&b"EPOLLREC\x07\x00"[..], &[0; 100]].concat(),
+            "a recording of version 7, and only version 1 can be read",
+        ),
+    ];
+    for (bytes, reason) in rows {
+        fs::write(&file, bytes).unwrap();
+        assert_eq!(outcome(&["trace", path]), (1, String::new(), format!("epoll-server: {path}: {reason}")));
+    }
+    let missing = format!("{path}.missing");
+    let (code, _, errors) = outcome(&["trace", &missing]);
+    assert_eq!(
+        (code, errors),
+        (1, format!("epoll-server: {missing}: No such file or directory (os error 2)"))
+    );
+}
