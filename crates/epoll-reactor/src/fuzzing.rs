@@ -19,6 +19,7 @@ use bytes::Bytes;
 
 use crate::buffer::{Front, InputTail, PIECES_PER_WRITE, QueuePool};
 use crate::file::FileSlice;
+use crate::recorder::Recording;
 use crate::slab::{ConnMap, Slab};
 use crate::token::{ConnId, Token};
 
@@ -192,6 +193,17 @@ pub fn input_tail(data: &[u8]) {
     }
 }
 
+/// A file of a flight recorder: whatever it holds is refused, or read, shown, and written as it was.
+pub fn recording(data: &[u8]) {
+    if let Ok(recording) = Recording::from_bytes(data) {
+        for record in &recording.records {
+            assert!(!record.to_string().is_empty());
+            let _: std::time::SystemTime = recording.wall_at(record);
+        }
+        assert_eq!(Recording::from_bytes(&recording.to_bytes()), Ok(recording));
+    }
+}
+
 fn pairs(data: &[u8]) -> impl Iterator<Item = [u8; 2]> {
     data.chunks_exact(2).map(|pair| [pair[0], pair[1]])
 }
@@ -233,6 +245,7 @@ mod tests {
             slab(&data);
             output_queue(&data);
             input_tail(&data);
+            recording(&[&b"EPOLLREC\x01\0\x20\0"[..], &data].concat());
         }
     }
 }

@@ -134,12 +134,15 @@ impl Ctx {
     /// Whether the connections are in the states that they are counted in.
     #[cfg(feature = "sim")]
     pub(crate) fn audit_states(&self) -> Result<(), String> {
-        let counted = self.metrics.read();
-        for (state, count) in counted.connections() {
-            let all = (0..self.connections.end()).filter_map(|index| self.connection_at(index));
-            let found = all.filter(|(_, connection)| connection.state() == Some(state)).count();
-            if found as u64 != count {
-                return Err(format!("{found} connections are {state}, and {count} are counted"));
+        let mut found = [0; ConnectionState::ALL.len()];
+        for (_, connection) in (0..self.connections.end()).filter_map(|index| self.connection_at(index)) {
+            if let Some(found) = connection.state().and_then(|state| found.get_mut(state as usize)) {
+                *found += 1;
+            }
+        }
+        for ((state, counted), found) in self.metrics.read().connections().zip(found) {
+            if counted != found {
+                return Err(format!("{found} connections are {state}, and {counted} are counted"));
             }
         }
         Ok(())

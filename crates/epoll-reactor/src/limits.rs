@@ -93,10 +93,11 @@ pub struct Limits {
     /// Default: 256 MiB.
     pub memory: usize,
     /// How many of the last things it did the loop remembers, for [`Ctx::recording`](crate::Ctx::recording): events,
-    /// callbacks and how long they took, reads, writes, turns. Each takes 32 bytes, from the start on. 0: none; then it
-    /// costs nothing. Some 4096 are what a busy loop does in a few milliseconds, and a quiet one in minutes.
+    /// callbacks and how long they took, reads, writes, turns. Each takes 32 bytes, from the start on. 0: none, since it
+    /// is not free: five records and a time for each callback are some 270 instructions a small HTTP request, of 3,700.
+    /// 4096 are what a busy loop does in some ten milliseconds, and a quiet one in minutes.
     ///
-    /// Default: 0, since timing each callback costs a small HTTP request about one twelfth of its instructions.
+    /// Default: 0.
     pub recorder: usize,
     /// A connection on which nothing was read or written for this long is closed, also while its handler has
     /// paused reading or is at work on an answer. `None`: never; a peer that

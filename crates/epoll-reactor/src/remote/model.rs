@@ -290,3 +290,48 @@ fn loom_a_reactor_that_is_dropped_refuses_what_comes_later() {
         assert!(matches!(later.send(3), Err(RemoteError::Closed(3))), "and stays so");
     });
 }
+
+#[test]
+fn loom_an_inspection_wakes_the_loop_and_is_made_or_refused() {
+    explore(Some(4), || {
+        let mut reactor = reactor(1, 1);
+        let (asker, drainer) = (reactor.remote(), reactor.remote());
+        let made = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&made);
+        let asker = thread::spawn(move || {
+            asker.inspect(move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            })
+        });
+        let drainer = thread::spawn(move || drainer.drain());
+        reactor.run().unwrap();
+        drainer.join().unwrap();
+        let accepted = asker.join().unwrap().is_ok();
+        assert_eq!(
+            made.load(Ordering::Relaxed),
+            usize::from(accepted),
+            "made before `run` returns, or refused"
+        );
+    });
+}
+
+#[test]
+fn loom_the_wake_of_an_inspection_is_not_lost() {
+    explore(Some(6), || {
+        let mut reactor = reactor(10, 10);
+        let made = Arc::new(AtomicUsize::new(0));
+        let askers = [(); 2].map(|()| {
+            let (remote, count) = (reactor.remote(), Arc::clone(&made));
+            thread::spawn(move || {
+                let inspection = move |_: &Ctx| _ = count.fetch_add(1, Ordering::Relaxed);
+                remote.inspect(inspection).unwrap();
+            })
+        });
+        while made.load(Ordering::Relaxed) < 2 {
+            assert_eq!(reactor.turn(None).unwrap(), Turn::Continue);
+        }
+        for asker in askers {
+            asker.join().unwrap();
+        }
+    });
+}
