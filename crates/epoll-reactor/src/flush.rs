@@ -80,7 +80,15 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// Writes what should not wait for the end of the turn: queues above the high water mark, and, each time
     /// another eighth of the memory limit above its half is in use, all. It takes no closing connection on to its
     /// end, which would need the read buffer: a `read` may be under way.
+    #[inline]
     pub(crate) fn flush_overdue(&mut self) {
+        if !self.ctx.overdue.is_empty() || self.ctx.buffered() > self.memory_mark {
+            self.write_overdue();
+        }
+        self.relieve_memory();
+    }
+
+    fn write_overdue(&mut self) {
         while let Some(id) = self.ctx.overdue.pop() {
             self.write_queue(id);
         }
@@ -93,7 +101,6 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             let memory = self.ctx.limits.memory;
             self.memory_mark = (memory / 2).max(self.ctx.buffered() + memory / 8);
         }
-        self.relieve_memory();
     }
 
     /// Writes what callbacks have sent to other connections than their own: one `writev` each for up to 64 pieces.

@@ -181,13 +181,18 @@ impl Ctx {
     }
 
     /// Keeps the order of output when `id` has some in `direct` and more goes to its queue.
+    #[inline]
     pub(crate) fn move_direct_to_queue(&mut self, id: ConnId) {
         if self.current == Some(id) && !self.direct.is_empty() {
-            let direct = std::mem::take(&mut self.direct);
-            self.enqueue(id, direct.len(), |queue| queue.push_copy(&direct));
-            self.direct = direct;
-            self.direct.clear();
+            self.queue_direct(id);
         }
+    }
+
+    fn queue_direct(&mut self, id: ConnId) {
+        let direct = std::mem::take(&mut self.direct);
+        self.enqueue(id, direct.len(), |queue| queue.push_copy(&direct));
+        self.direct = direct;
+        self.direct.clear();
     }
 }
 

@@ -147,7 +147,7 @@ pub(crate) struct CommonFlags {
     ///
     /// Events, callbacks and how long they took, reads, writes, ends; `epoll-server trace FILE` prints them. It replaces the
     /// file, for a panic no more often than every 10 seconds. With several --workers the files are FILE.0, FILE.1 and so
-    /// on. Remembering takes a small HTTP request a twentieth more instructions.
+    /// on. Remembering takes a small HTTP request seven percent more instructions.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) trace_file: Option<PathBuf>,
 }
