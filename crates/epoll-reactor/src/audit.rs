@@ -2,6 +2,7 @@
 
 use crate::connection::Phase;
 use crate::ctx::Ctx;
+use crate::inspect::ConnectionState;
 use crate::token::ConnId;
 
 impl Ctx {
@@ -11,9 +12,13 @@ impl Ctx {
     /// What does not hold, in words.
     pub fn audit(&self) -> Result<(), String> {
         let mut sum = 0;
+        let mut states = [0; ConnectionState::ALL.len()];
         for token in (0..self.connections.end()).filter_map(|index| self.connections.token_at(index)) {
             let Some(connection) = self.connections.get(token) else { continue };
             let id = ConnId(token);
+            if let Some(count) = connection.state().and_then(|state| states.get_mut(state as usize)) {
+                *count += 1;
+            }
             let (queued, held) = (connection.queued(), connection.held as usize);
             sum += connection.output.as_ref().map_or(0, |queue| queue.charge());
             sum += held + connection.input.as_ref().map_or(0, |tail| tail.held());
@@ -56,7 +61,11 @@ impl Ctx {
         if sum != self.buffered {
             return Err(format!("buffered is {}, and the sum over all connections {sum}", self.buffered));
         }
-        self.audit_states()?;
+        for ((state, counted), found) in self.metrics.read().connections().zip(states) {
+            if counted != found {
+                return Err(format!("{found} connections are {state}, and {counted} are counted"));
+            }
+        }
         let dying = self.dead.len();
         if self.buffered > self.limits.memory && dying == 0 {
             return Err(format!(

@@ -131,23 +131,6 @@ impl Ctx {
         self.info(id, self.connections.get(id.0)?)
     }
 
-    /// Whether the connections are in the states that they are counted in.
-    #[cfg(feature = "sim")]
-    pub(crate) fn audit_states(&self) -> Result<(), String> {
-        let mut found = [0; ConnectionState::ALL.len()];
-        for (_, connection) in (0..self.connections.end()).filter_map(|index| self.connection_at(index)) {
-            if let Some(found) = connection.state().and_then(|state| found.get_mut(state as usize)) {
-                *found += 1;
-            }
-        }
-        for ((state, counted), found) in self.metrics.read().connections().zip(found) {
-            if counted != found {
-                return Err(format!("{found} connections are {state}, and {counted} are counted"));
-            }
-        }
-        Ok(())
-    }
-
     fn rank(&self, connection: &Connection, order: ListOrder) -> u64 {
         match order {
             ListOrder::Age => u64::MAX - connection.opened.as_nanoseconds(),
