@@ -190,14 +190,15 @@ pub(super) fn broadcast(port: u16, redis: bool) -> io::Result<()> {
         && !redis
     {
         let before = other.heard.len();
-        one.client.write_all(b"bye\n")?;
+        // The second line comes behind all there is of the first.
+        one.client.write_all(b"bye\nend\n")?;
         for hearer in [&mut sender, &mut *other] {
-            hearer.until("bye\n")?;
+            hearer.until("end\n")?;
         }
         if sender.has("line-") || sender.has(PROBE) {
             return Err(wrong("a line comes back to who has said it"));
         }
-        if other.heard.iter().skip(before).filter(|byte| **byte == b'\n').count() != 1 {
+        if other.heard.iter().skip(before).filter(|byte| **byte == b'\n').count() != 2 {
             return Err(wrong("a line comes more than once"));
         }
     }

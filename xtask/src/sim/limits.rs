@@ -55,6 +55,8 @@ pub(crate) fn draw_limits(plan: &Plan, rng: &mut Rng) -> Limits {
         limits.linger_quiet = long;
         limits.linger_timeout = long;
         limits.linger_bytes = usize::MAX;
+        // Not so long: where both ends of a connection are in this loop, each may wait for the other to read.
+        limits.drain_grace = second * 600;
     } else {
         // Of its own, so that it changes nothing for the rest.
         let mut rng = plan.chance(6);
@@ -67,4 +69,32 @@ pub(crate) fn draw_limits(plan: &Plan, rng: &mut Rng) -> Limits {
         }
     }
     limits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::plan::{Cuts, Kind};
+
+    /// A client that has heard everything may be gone while the loop still reads what it said, a few bytes a turn. It is told
+    /// of the drain a hundred turns later at most, and a drain of a millisecond would cut it off before: no fault of the loop.
+    #[test]
+    fn a_gentle_run_has_no_deadline_that_costs_a_connection() {
+        let plans = (0..200).map(|seed| Plan::new(Kind::Random, seed, &Cuts::default()));
+        let gentle: Vec<Plan> = plans.filter(|plan| plan.gentle).collect();
+        assert!(gentle.len() > 20, "{} of them", gentle.len());
+        for plan in gentle {
+            let limits = draw_limits(&plan, &mut plan.chance(1));
+            let deadlines = [
+                limits.idle_timeout.unwrap_or(Duration::MAX),
+                limits.write_stall_timeout,
+                limits.connect_timeout,
+                limits.linger_quiet,
+                limits.linger_timeout,
+                limits.drain_grace,
+            ];
+            let shortest = deadlines.iter().min();
+            assert!(shortest >= Some(&Duration::from_secs(600)), "seed {}: {deadlines:?}", plan.seed);
+        }
+    }
 }

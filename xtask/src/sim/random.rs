@@ -256,9 +256,7 @@ fn check_heard(
     let tcp = session.address.as_tcp().is_some();
     let clean = session.end == End::Clean;
     demand!(!(clean && tcp && book.aborted), "abort", "session {number} was aborted, and read a clean end");
-    // Even a gentle network may be too slow for the grace of a drain.
-    let in_time = book.reason != Some(CloseReason::Shutdown);
-    let whole = clean && (book.ended_well() || (all.gentle && in_time));
+    let whole = clean && (book.ended_well() || all.gentle);
     demand!(
         !whole || heard == accepted,
         "output",
