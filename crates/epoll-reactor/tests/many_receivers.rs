@@ -10,9 +10,10 @@
 
 mod support;
 
+use std::io::Read;
 use std::time::Duration;
 
-use epoll_reactor::{ConnId, Ctx, Errno, Limits};
+use epoll_reactor::{ConnId, Ctx, Errno, Limits, Stopped};
 use support::{Harness, KIB, Method, PATIENCE, Peer, Script};
 
 /// What a turn writes to at its end, by default and if it has called no callback.
@@ -160,5 +161,21 @@ fn nobody_is_idle_who_is_still_to_be_written_to() {
     for (peer, id) in &mut peers {
         assert_eq!(harness.receive(peer, 1), b"a");
         assert_eq!(harness.script().closed(*id), None);
+    }
+}
+
+#[test]
+fn a_drain_without_grace_cuts_nobody_off_from_what_was_only_not_yet_written() {
+    let (mut harness, mut peers) = with_peers(Script::default(), Limits::default());
+    tell_all(harness.ctx(), b"a");
+    assert_eq!(written(&mut harness), SHARE);
+    harness.ctx().drain(Duration::ZERO);
+    assert_eq!(harness.run_to_end(), Stopped::DeadlinePassed);
+    for (peer, id) in &mut peers {
+        let stats = harness.script().stats[id];
+        assert_eq!((stats.bytes_sent, stats.bytes_unsent), (1, 0), "{id}");
+        let mut received = Vec::new();
+        assert!(peer.read_to_end(&mut received).is_ok());
+        assert_eq!(received, b"a");
     }
 }
