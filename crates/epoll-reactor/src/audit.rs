@@ -10,6 +10,9 @@ impl Ctx {
     /// # Errors
     /// What does not hold, in words.
     pub fn audit(&self) -> Result<(), String> {
+        if self.batching || !self.batch.is_empty() || !self.direct.is_empty() {
+            return Err("callbacks' own output was not sent by the end of their turn".into());
+        }
         let mut sum = 0;
         for token in (0..self.connections.end()).filter_map(|index| self.connections.token_at(index)) {
             let Some(connection) = self.connections.get(token) else { continue };
@@ -23,6 +26,9 @@ impl Ctx {
                     "{id}: {in_memory} bytes queued, above the limit of {}",
                     self.limits.output
                 ));
+            }
+            if connection.batched {
+                return Err(format!("{id}: what it said is left in the batch of a turn that is over"));
             }
             if connection.output.is_some() && queued == 0 {
                 return Err(format!("{id}: an empty queue was kept"));
