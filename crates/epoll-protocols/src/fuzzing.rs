@@ -106,6 +106,26 @@ mod tests {
         ]
     }
 
+    /// A head whose lines end, and are folded, as they should be and in every other way.
+    fn lines_of_a_head() -> impl Strategy<Value = Vec<u8>> {
+        let end = || {
+            prop_oneof![
+                12 => Just("\r\n"),
+                1 => prop::sample::select(vec!["\n", "\r", "\r\r\n", "\n\r\n", "\r\n\n", "\r\n ", "\n\t", " \r\n", "\0\r\n"]),
+            ]
+        };
+        let field = prop::sample::select(vec![
+            "A: b", "A:", "A: ", "Host: h", "A:b\t", "A : b", " A: b", ":", "", "A:\x0b",
+        ]);
+        let first =
+            prop::sample::select(vec!["GET / HTTP/1.1", "GET / HTTP/1.0", "GET  / HTTP/1.1", "GET /"]);
+        let fields = prop::collection::vec((field, end()), 0..5);
+        (first, end(), fields, end()).prop_map(|(first, end, fields, last)| {
+            let fields: String = fields.into_iter().flat_map(|(field, end)| [field, end]).collect();
+            format!("{first}{end}{fields}{last}").into_bytes()
+        })
+    }
+
     /// The same of a body in chunks.
     fn chunk() -> impl Strategy<Value = Vec<u8>> {
         let known = prop::sample::select(vec![
@@ -149,6 +169,11 @@ mod tests {
         fn random_requests(first in any::<u8>(), places in places(), input in spoilt(stretch())) {
             http_connection(&[&[first], places.as_slice(), &input].concat());
             http_head(&[&[first], input.as_slice()].concat());
+        }
+
+        #[test]
+        fn random_heads(first in any::<u8>(), head in lines_of_a_head()) {
+            http_head(&[&[first], head.as_slice()].concat());
         }
 
         #[test]

@@ -11,6 +11,9 @@ impl Ctx {
     /// # Errors
     /// What does not hold, in words.
     pub fn audit(&self) -> Result<(), String> {
+        if self.batching || !self.batch.is_empty() || !self.direct.is_empty() {
+            return Err("callbacks' own output was not sent by the end of their turn".into());
+        }
         let mut sum = 0;
         let mut states = [0; ConnectionState::ALL.len()];
         for token in (0..self.connections.end()).filter_map(|index| self.connections.token_at(index)) {
@@ -28,6 +31,9 @@ impl Ctx {
                     "{id}: {in_memory} bytes queued, above the limit of {}",
                     self.limits.output
                 ));
+            }
+            if connection.batched {
+                return Err(format!("{id}: what it said is left in the batch of a turn that is over"));
             }
             if connection.output.is_some() && queued == 0 {
                 return Err(format!("{id}: an empty queue was kept"));

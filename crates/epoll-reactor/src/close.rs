@@ -195,6 +195,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             if self.shutdown == Shutdown::Closing {
                 self.begin_draining(deadline);
             }
+            // What earlier turns have left has not been offered to the kernel yet.
+            self.flush_dirty();
             self.for_each_connection(|reactor, id| {
                 let connection = reactor.ctx.connections.get(id.0);
                 if connection.is_some_and(|it| it.phase != Phase::Dead && !it.refused) {

@@ -267,7 +267,7 @@ impl Ctx {
 
     /// Counts `bytes` that the handler itself holds for `id` against [`Limits::memory`], instead of the number
     /// given before. Beyond it those connections that hold most are closed, with
-    /// [`MemoryLimit`](CloseReason::MemoryLimit).
+    /// [`MemoryLimit`](CloseReason::MemoryLimit). One connection counts for less than 4 GiB, whatever it holds.
     pub fn account(&mut self, id: ConnId, bytes: usize) {
         if let Some(connection) = self.connections.get_mut(id.0)
             && connection.held as usize != bytes

@@ -13,7 +13,7 @@ use crate::reactor::Reactor;
 use crate::recorder::RecordKind;
 use crate::token::ConnId;
 
-/// A turn writes to so many connections for each callback that it has called, if those are more than
+/// A turn writes to so many connections for each callback, and each connection served without one, if those are more than
 /// [`Limits::flush_budget`](crate::Limits::flush_budget): whatever else there is to do, what is queued gets its share.
 const WRITTEN_PER_CALLBACK: usize = 4;
 

@@ -46,9 +46,9 @@ pub struct Limits {
     /// To how many connections a turn writes at its end, of those to whom others' callbacks have sent, before the loop
     /// looks again what has come; the others have theirs in the next turns, which do not wait. A message to thousands
     /// must not stall everybody, and one that comes meanwhile shares the writes that are still to come. Fewer cost more
-    /// turns, each a call of `epoll_wait`; `usize::MAX` is for all at once. A turn that has called many callbacks writes
-    /// to four connections for each, if those are more; while the loop drains, or half of [`memory`](Self::memory) is
-    /// in use, to all. At least 1.
+    /// turns, each a call of `epoll_wait`; `usize::MAX` is for all at once. A turn that has called many callbacks, or
+    /// served many connections without one, writes to four for each, if those are more; while the loop drains, or half of
+    /// [`memory`](Self::memory) is in use, to all. At least 1.
     ///
     /// Default: 16.
     pub flush_budget: usize,

@@ -184,6 +184,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// Closes a client for whom there is no room, after having told it so if it may be told.
     fn turn_away(&mut self, listener: Token, fd: K::Fd, peer: Address, full: Full) {
         self.ctx.metrics.shed.add(1);
+        self.callbacks += 1;
         let limits = &self.ctx.limits;
         match full {
             Full::Connections => {

@@ -53,7 +53,8 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     /// Connections that have yet to be told of the drain, since they have work on the ready list, and for how
     /// many more turns that is respected.
     pub(crate) untold: (Vec<ConnId>, u32),
-    /// Callbacks of this turn.
+    /// Callbacks of this turn, and connections that it has served, or turned away, without one: what keeps the loop busy
+    /// earns those who are to be written to a larger share.
     pub(crate) callbacks: usize,
     /// A turn has begun and not ended.
     pub(crate) in_turn: bool,

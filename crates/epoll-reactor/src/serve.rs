@@ -36,8 +36,15 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
-    /// Output before input: room for answers before new questions.
     fn serve(&mut self, id: ConnId) {
+        let counted = self.callbacks;
+        self.serve_phase(id);
+        // Writing a megabyte, or hearing somebody out, is no less work for calling nobody.
+        self.callbacks = self.callbacks.max(counted + 1);
+    }
+
+    /// Output before input: room for answers before new questions.
+    fn serve_phase(&mut self, id: ConnId) {
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return };
         match connection.phase {
             Phase::Connecting if connection.writable => {

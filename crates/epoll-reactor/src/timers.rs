@@ -43,11 +43,16 @@ impl Timers {
         self.heap.pop().map(|Reverse(entry)| (entry.at, entry.index))
     }
 
-    /// Drops outdated entries once they outnumber what `live` connections can have, so that setting
+    /// Drops outdated entries, and equal ones but one, once they outnumber what `live` connections can have, so that setting
     /// ever nearer deadlines cannot make the heap grow without end.
     pub(crate) fn compact(&mut self, live: usize, is_current: impl Fn(Timestamp, u32) -> bool) {
         if self.heap.len() > 2 * live + 64 {
-            self.heap.retain(|Reverse(entry)| is_current(entry.at, entry.index));
+            let mut entries = std::mem::take(&mut self.heap).into_vec();
+            entries.retain(|Reverse(entry)| is_current(entry.at, entry.index));
+            // A deadline that nearer ones have come before has an entry from each time that it was the nearest.
+            entries.sort_unstable();
+            entries.dedup();
+            self.heap = entries.into();
         }
     }
 }
@@ -92,6 +97,21 @@ mod tests {
             assert!(timers.heap.len() <= 67);
         }
         assert_eq!(timers.next(), Some(at(10_001)));
+    }
+
+    #[test]
+    fn a_deadline_that_is_returned_to_again_and_again_is_kept_once() {
+        let mut timers = Timers::default();
+        let far = at(1_000_000);
+        for step in 0..10_000 {
+            // A nearer one comes, comes due, and the far one is the nearest again.
+            timers.push(far, 0);
+            timers.push(at(step), 0);
+            timers.compact(1, |entry, _| entry == at(step) || entry == far);
+            assert_eq!(timers.pop_due(at(step)), Some((at(step), 0)));
+            assert!(timers.heap.len() <= 67);
+        }
+        assert_eq!(timers.next(), Some(far));
     }
 
     #[test]

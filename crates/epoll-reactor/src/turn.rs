@@ -388,6 +388,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.send_direct(id);
         } else {
             self.ctx.direct.clear();
+            // What an earlier callback of this turn has said is not this one's to lose.
+            self.send_batch();
             self.ctx.kill(id, CloseReason::HandlerPanicked);
         }
         self.ctx.current = None;

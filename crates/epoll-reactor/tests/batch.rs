@@ -194,3 +194,22 @@ fn a_panic_of_another_callback_does_not_take_it_along() {
         assert_eq!(harness.receive(peer, 1), [index]);
     }
 }
+
+#[test]
+fn a_panic_of_the_same_connections_next_callback_does_not_take_it_along() {
+    let mut harness = Harness::new(echo_and(|_, _, _| ()).eof(|_, id, _| {
+        assert_ne!(id, ConnId::from_u64(1 << 32), "as planned");
+    }));
+    harness.allow_panics = true;
+    let mut peers: Vec<_> = harness.open_many::<2>().into();
+    harness.settle();
+    peers[0].0.say(b"x");
+    peers[0].0.finish();
+    peers[1].0.say(b"so that two are ready");
+    let id = peers[0].1;
+    assert_eq!(harness.closed(id), CloseReason::HandlerPanicked);
+    let stats = harness.script().stats[&id];
+    assert_eq!((stats.bytes_sent, stats.bytes_unsent), (1, 0));
+    let (received, end) = harness.receive_all(&mut peers[0].0);
+    assert_eq!((received, end.is_ok()), (b"x".to_vec(), true));
+}

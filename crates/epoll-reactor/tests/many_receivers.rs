@@ -10,9 +10,10 @@
 
 mod support;
 
+use std::io::Read;
 use std::time::Duration;
 
-use epoll_reactor::{ConnId, Ctx, Errno, Limits};
+use epoll_reactor::{ConnId, Ctx, Errno, Limits, Stopped};
 use support::{Harness, KIB, Method, PATIENCE, Peer, Script};
 
 /// What a turn writes to at its end, by default and if it has called no callback.
@@ -160,5 +161,60 @@ fn nobody_is_idle_who_is_still_to_be_written_to() {
     for (peer, id) in &mut peers {
         assert_eq!(harness.receive(peer, 1), b"a");
         assert_eq!(harness.script().closed(*id), None);
+    }
+}
+
+#[test]
+fn a_drain_without_grace_cuts_nobody_off_from_what_was_only_not_yet_written() {
+    let (mut harness, mut peers) = with_peers(Script::default(), Limits::default());
+    tell_all(harness.ctx(), b"a");
+    assert_eq!(written(&mut harness), SHARE);
+    harness.ctx().drain(Duration::ZERO);
+    assert_eq!(harness.run_to_end(), Stopped::DeadlinePassed);
+    for (peer, id) in &mut peers {
+        let stats = harness.script().stats[id];
+        assert_eq!((stats.bytes_sent, stats.bytes_unsent), (1, 0), "{id}");
+        let mut received = Vec::new();
+        assert!(peer.read_to_end(&mut received).is_ok());
+        assert_eq!(received, b"a");
+    }
+}
+
+#[test]
+fn those_who_are_turned_away_keep_nobody_waiting() {
+    let limits = Limits { connections_per_address: MANY, refusal: b"full", ..Limits::default() };
+    let (mut harness, mut peers) = with_peers(Script::default(), limits);
+    // More in each turn than its share: those of one turn must not pile up before the line of the next.
+    let mut crowd = Vec::new();
+    for _ in 0..3 {
+        crowd.extend([(); 2 * SHARE].map(|()| harness.connect()));
+        harness.turn();
+    }
+    let (peer, id) = &mut peers[0];
+    assert!(harness.ctx().send(*id, b"a").is_accepted());
+    harness.turn();
+    assert_eq!(harness.ctx().queued(*id), 0);
+    assert_eq!(harness.receive(peer, 1), b"a");
+    assert_eq!(harness.ctx().counters().shed_by_address, crowd.len() as u64);
+}
+
+#[test]
+fn those_whose_events_call_nothing_back_keep_nobody_waiting() {
+    let silences: [fn(&mut Ctx, ConnId); 2] = [Ctx::close_after_flush, Ctx::pause_reading];
+    for silence in silences {
+        let (mut harness, mut peers) = with_peers(Script::default(), Limits::default());
+        harness.stop_clock();
+        let (silent, others) = peers.split_at_mut(MANY - SHARE - 1);
+        for (_, id) in &*silent {
+            silence(harness.ctx(), *id);
+        }
+        harness.settle();
+        for (peer, _) in silent {
+            peer.say(b"and another thing");
+        }
+        for (_, id) in &*others {
+            assert!(harness.ctx().send(*id, b"a").is_accepted());
+        }
+        assert_eq!(written(&mut harness), others.len());
     }
 }

@@ -82,8 +82,8 @@ impl Linux {
 pub fn monotonic_now() -> Timestamp {
     let since_boot = ClockId::CLOCK_MONOTONIC.now().expect("the monotonic clock");
     // In 64 bits: 128, as `Duration` has them, cost more than the call. They last for 584 years.
-    let part = |part: i64| u64::try_from(part).unwrap_or(0);
-    let (seconds, nanoseconds) = (part(since_boot.tv_sec()), part(since_boot.tv_nsec()));
+    let seconds = u64::try_from(since_boot.tv_sec()).unwrap_or(0);
+    let nanoseconds = u64::try_from(since_boot.tv_nsec()).unwrap_or(0);
     Timestamp::from_nanoseconds(seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds))
 }
 
