@@ -47,6 +47,16 @@ pub(crate) struct Options {
     pub(crate) protocol: Protocol,
     /// Where to write what the loops did last.
     pub(crate) trace_file: Option<PathBuf>,
+    pub(crate) admin: Option<AdminOptions>,
+}
+
+/// Where operators are told.
+#[derive(Debug)]
+pub(crate) struct AdminOptions {
+    /// As typed.
+    pub(crate) address: String,
+    /// It need not be a loopback address.
+    pub(crate) anywhere: bool,
 }
 
 /// How many loops there are, and whether each has a CPU of its own.
@@ -118,7 +128,8 @@ impl Command {
             addresses.push(DEFAULT_ADDRESS.to_owned());
         }
         let trace_file = common.trace_file;
-        Ok(Self::Serve(Box::new(Options { addresses, limits, loops, protocol, trace_file })))
+        let admin = common.admin.map(|address| AdminOptions { address, anywhere: common.admin_anywhere });
+        Ok(Self::Serve(Box::new(Options { addresses, limits, loops, protocol, trace_file, admin })))
     }
 }
 
@@ -315,6 +326,19 @@ mod tests {
         let Command::Trace(file) = Command::read(&arguments).unwrap() else { panic!("it serves") };
         assert_eq!(file, Path::new("a b"));
         assert!(refused("epoll-server trace").contains("<FILE>"));
+    }
+
+    #[test]
+    fn an_admin_address_is_a_host_and_a_port() {
+        assert!(read("epoll-server").unwrap().admin.is_none());
+        for line in ["epoll-server --admin a:1 http", "epoll-server http --admin a:1"] {
+            let admin = read(line).unwrap().admin.unwrap();
+            assert_eq!((admin.address.as_str(), admin.anywhere), ("a:1", false), "{line}");
+        }
+        assert!(read("epoll-server --admin a:1 --admin-anywhere").unwrap().admin.unwrap().anywhere);
+        for address in ["unix:/x", "9090", "a", "*:1"] {
+            assert!(refused(&format!("epoll-server --admin {address}")).contains("--admin <ADDR>"));
+        }
     }
 
     #[test]
