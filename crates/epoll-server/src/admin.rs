@@ -34,7 +34,7 @@ pub(crate) const CONNECTIONS: usize = 64;
 const OUTPUT: usize = 16 << 20;
 
 /// How often it is looked whether a loop has taken too long to answer.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(250);
 
 /// A turn that takes so long keeps all clients of its loop waiting: something is wrong.
 const STUCK: Duration = Duration::from_secs(5);

@@ -45,6 +45,8 @@ Examples:
       A loop for each CPU.
   epoll-server http --admin 127.0.0.1:9090
       With metrics for Prometheus at http://127.0.0.1:9090/metrics.
+  epoll-server top --admin 127.0.0.1:9090
+      How that server is doing, live.
 
 Output: \
 one line `listening on ADDR` for each listener on standard output, and `admin on ADDR` with --admin, once all of them are \
@@ -67,7 +69,7 @@ Each protocol has its own flags and limits: `epoll-server http --help`, `epoll-s
 /// Serve many TCP clients from one thread, or a few: broadcast lines, echo bytes, or answer HTTP/1.1.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER_HELP)]
-#[command(subcommand_help_heading = "Protocols, and another command", subcommand_value_name = "PROTOCOL")]
+#[command(subcommand_help_heading = "Protocols, and other commands", subcommand_value_name = "PROTOCOL")]
 // `options.rs` puts in a protocol that is left out; here it is required, which the usage must not say.
 #[command(override_usage = "epoll-server [OPTIONS] [PROTOCOL]", arg_required_else_help = false)]
 pub(crate) struct Flags {
@@ -157,7 +159,7 @@ pub(crate) struct CommonFlags {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) trace_file: Option<PathBuf>,
 
-    /// Tell operators at this address, HOST:PORT, how the server is doing
+    /// Tell operators at this address, HOST:PORT, how the server is doing; `top` shows it
     ///
     /// Over HTTP: `/metrics` for Prometheus, `/healthz` (503 if a loop is stuck for 5 seconds or has died), `/readyz` (503
     /// while the server drains) and `/connections` in JSON. It has a thread and a loop of its own, also while the server
@@ -196,6 +198,11 @@ pub(crate) enum ProtocolFlags {
     /// same list, and one that nobody knows with 501.
     #[command(after_long_help = signals!())]
     Http(HttpFlags),
+    /// Show how a server with --admin ADDR is doing, in this terminal, until q is pressed
+    ///
+    /// Totals and rates, how long the loops take and are late, the connections that are busiest and those for which most
+    /// output waits: `epoll-server top --admin ADDR`, with the address that the server was given. Only --admin matters here.
+    Top,
     /// Print a file of --trace-file: one line for each thing that a loop did, the oldest first
     Trace(TraceFlags),
 }

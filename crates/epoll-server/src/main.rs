@@ -13,6 +13,7 @@ mod log;
 mod options;
 mod page;
 mod serve;
+mod top;
 mod trace;
 
 use std::io::{self, Write};
@@ -46,6 +47,7 @@ const FILES_OF_A_LOOP: usize = 3;
 fn main() -> ExitCode {
     let result = match Command::from_command_line() {
         Command::Serve(options) => run(*options),
+        Command::Top(address) => top::run(&address).map(|()| Stopped::Drained),
         Command::Trace(file) => trace::print(&file).map(|()| Stopped::Drained),
     };
     log::flush();
