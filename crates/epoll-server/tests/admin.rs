@@ -222,6 +222,14 @@ fn a_loop_that_is_held_up_is_told_of_and_not_waited_for() {
     assert_eq!(client.line(), b"HTTP/1.1 200 OK\r\n");
     let (status, body) = get(&admin, "/connections");
     assert_eq!((status, body.as_str()), (503, "1 of the loops did not answer\n"));
+    // Four lists are waited for at one time.
+    let mut clients: Vec<_> = (0..5).map(|_| Client::from_tcp(TcpStream::connect(&admin).unwrap())).collect();
+    for client in &mut clients {
+        client.send("GET /connections HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    }
+    let answers = clients.iter_mut().map(|client| String::from_utf8(client.rest()).unwrap());
+    let refused = answers.filter(|answer| answer.ends_with("\r\n\r\ntoo many lists are being made\n"));
+    assert_eq!(refused.count(), 1);
     let (_, body) = poll("word of it", || Some(get(&admin, "/healthz")).filter(|(status, _)| *status == 503));
     assert!(body.starts_with("loop 0 has been in one turn for "), "{body}");
     assert!(sum(&get(&admin, "/metrics").1, "epoll_in_turn_seconds", "") >= 5.0);
