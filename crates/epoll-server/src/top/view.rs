@@ -243,8 +243,7 @@ impl Rates {
         let elapsed = (now.at - before.at).as_secs_f64();
         let rate = |name| {
             let came = now.metrics.sum(name, &[]) - before.metrics.sum(name, &[]);
-            // Less than before: the server was started anew.
-            if elapsed > 0.0 { came.max(0.0) / elapsed } else { 0.0 }
+            if elapsed > 0.0 { came / elapsed } else { 0.0 }
         };
         Self {
             work: rate(work(&now.metrics).1),
@@ -269,7 +268,7 @@ fn rates_connections(metrics: &Metrics) -> f64 {
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "it saturates, which is what is shown"
+    reason = "it saturates: a rate below zero, of a server started anew, is shown as 0"
 )]
 fn whole(number: f64) -> u64 {
     number.round() as u64
