@@ -3,15 +3,18 @@
 
 #![allow(rustdoc::broken_intra_doc_links, reason = "the comments on flags are what --help prints")]
 
-use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::thread;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+
+use values::{
+    Patience, address, count, count_or_none, head_limit, patience, rate, size, target_limit, tcp_address,
+    workers, write_timeout,
+};
+
+mod values;
 
 // Paragraphs are one line each here: clap wraps them to the terminal.
 macro_rules! signals {
@@ -40,9 +43,14 @@ Examples:
       The files of this directory; who asks for what, on standard output.
   epoll-server http --root . --workers auto --pin
       A loop for each CPU.
+  epoll-server http --admin 127.0.0.1:9090
+      With metrics for Prometheus at http://127.0.0.1:9090/metrics.
+  epoll-server top --admin 127.0.0.1:9090
+      How that server is doing, live.
 
 Output: \
-one line `listening on ADDR` for each listener on standard output, once all of them are open. The log goes to \
+one line `listening on ADDR` for each listener on standard output, and `admin on ADDR` with --admin, once all of them are \
+open. The log goes to \
 standard error; RUST_LOG sets what it tells (error, warn, info, debug, trace; default info).
 
 ",
@@ -61,7 +69,7 @@ Each protocol has its own flags and limits: `epoll-server http --help`, `epoll-s
 /// Serve many TCP clients from one thread, or a few: broadcast lines, echo bytes, or answer HTTP/1.1.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER_HELP)]
-#[command(subcommand_help_heading = "Protocols, and another command", subcommand_value_name = "PROTOCOL")]
+#[command(subcommand_help_heading = "Protocols, and other commands", subcommand_value_name = "PROTOCOL")]
 // `options.rs` puts in a protocol that is left out; here it is required, which the usage must not say.
 #[command(override_usage = "epoll-server [OPTIONS] [PROTOCOL]", arg_required_else_help = false)]
 pub(crate) struct Flags {
@@ -150,6 +158,19 @@ pub(crate) struct CommonFlags {
     /// on. Remembering takes a small HTTP request seven percent more instructions.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) trace_file: Option<PathBuf>,
+
+    /// Tell operators at this address, HOST:PORT, how the server is doing; `top` shows it
+    ///
+    /// Over HTTP: `/metrics` for Prometheus, `/healthz` (503 if a loop is stuck for 5 seconds or has died), `/readyz` (503
+    /// while the server drains) and `/connections` in JSON. It has a thread and a loop of its own, also while the server
+    /// drains, and a line `admin on ADDR` on standard output. Everybody who can reach it may ask, so it has to be a
+    /// loopback address.
+    #[arg(long, global = true, value_name = "ADDR", value_parser = tcp_address)]
+    pub(crate) admin: Option<String>,
+
+    /// Let --admin be an address that other machines can reach
+    #[arg(long, global = true)]
+    pub(crate) admin_anywhere: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -177,6 +198,11 @@ pub(crate) enum ProtocolFlags {
     /// same list, and one that nobody knows with 501.
     #[command(after_long_help = signals!())]
     Http(HttpFlags),
+    /// Show how a server with --admin ADDR is doing, in this terminal, until q is pressed
+    ///
+    /// Totals and rates, how long the loops take and are late, the connections that are busiest and those for which most
+    /// output waits: `epoll-server top --admin ADDR`, with the address that the server was given. Only --admin matters here.
+    Top,
     /// Print a file of --trace-file: one line for each thing that a loop did, the oldest first
     Trace(TraceFlags),
 }
@@ -326,109 +352,4 @@ pub(crate) struct HttpFlags {
     /// are started when they are first needed.
     #[arg(long, value_name = "NUMBER", default_value = "4", value_parser = value_parser!(u16).range(1..=1024))]
     pub(crate) blocking_threads: u16,
-}
-
-fn size(text: &str) -> Result<usize, String> {
-    let ByteSize(bytes) = text.parse().map_err(|_| "not a size such as 4096, 64KiB or 1.5MiB".to_owned())?;
-    usize::try_from(bytes).map_err(|_| "more than this machine can address".to_owned())
-}
-
-/// The form alone, so that what cannot be an address is an error of the command line; names are looked up later.
-fn address(text: &str) -> Result<String, String> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        return if path.is_empty() { Err("no path after unix:".to_owned()) } else { Ok(text.to_owned()) };
-    }
-    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-    // `::1:7000` could be an address and a port, or a longer address.
-    let bare = host.contains(':') && text.parse::<SocketAddr>().is_err();
-    let no_port = port.parse::<u16>().is_err();
-    match host {
-        "" if no_port => Err("expected ADDRESS:PORT, [IPv6]:PORT or unix:PATH".to_owned()),
-        "" => Err(format!("expected ADDRESS:PORT, such as 127.0.0.1:{port} or [::]:{port}")),
-        _ if bare => Err("an IPv6 address is written [IPv6]:PORT".to_owned()),
-        _ if no_port => Err("its port is not a number up to 65535".to_owned()),
-        "*" => Err(format!("every address is 0.0.0.0:{port} for IPv4 or [::]:{port} for both")),
-        _ => Ok(text.to_owned()),
-    }
-}
-
-/// `GET / HTTP/1.1` with a `Host` of some length.
-const LEAST_HEAD: usize = 64;
-
-fn head_limit(text: &str) -> Result<usize, String> {
-    match size(text)? {
-        0..LEAST_HEAD => Err(format!("below {LEAST_HEAD} bytes, which hardly any request fits into")),
-        bytes => Ok(bytes),
-    }
-}
-
-fn target_limit(text: &str) -> Result<usize, String> {
-    match size(text)? {
-        0 => Err("must be at least 1: even the shortest target is `/`".to_owned()),
-        bytes => Ok(bytes),
-    }
-}
-
-/// A number that is not zero.
-fn count<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "not a number from 1 on".to_owned())
-}
-
-/// Beyond it there is no machine, and a mistake is likely.
-const MOST_WORKERS: usize = 1024;
-
-fn workers(text: &str) -> Result<NonZeroUsize, String> {
-    match text {
-        // Where the system does not say, one loop is what there would be without the flag.
-        "auto" => Ok(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
-        text => match count::<NonZeroUsize>(text) {
-            Ok(number) if number.get() <= MOST_WORKERS => Ok(number),
-            _ => Err(format!("neither a number from 1 to {MOST_WORKERS} nor `auto`")),
-        },
-    }
-}
-
-fn rate(text: &str) -> Result<u32, String> {
-    u32::try_from(size(text)?).map_err(|_| "more than 4 GiB a second".to_owned())
-}
-
-fn count_or_none(text: &str) -> Result<NonZeroUsize, String> {
-    match text {
-        "none" => Ok(NonZeroUsize::MAX),
-        text => count(text).map_err(|_| "neither a number from 1 on nor `none`".to_owned()),
-    }
-}
-
-/// A time, or for ever.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience(pub(crate) Option<Duration>);
-
-impl Patience {
-    /// For ever is as long as a time can be.
-    pub(crate) fn duration(self) -> Duration {
-        self.0.unwrap_or(Duration::MAX)
-    }
-}
-
-fn patience(text: &str) -> Result<Patience, String> {
-    match text {
-        "never" => Ok(Patience(None)),
-        text => timeout(text).map(|time| Patience(Some(time))),
-    }
-}
-
-fn write_timeout(text: &str) -> Result<Duration, String> {
-    match text {
-        "never" => Err("must end: a client that has stopped reading would hold memory for ever".to_owned()),
-        text => timeout(text),
-    }
-}
-
-/// A time after which something is closed. Zero would close everything; most who write it mean "never".
-fn timeout(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(error.to_string()),
-    }
 }

@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod access_log;
+mod admin;
 mod flags;
 mod http;
 mod log;
 mod options;
 mod page;
 mod serve;
+mod top;
 mod trace;
 
 use std::io::{self, Write};
@@ -19,13 +21,14 @@ use std::process::ExitCode;
 
 use epoll_protocols::http1::Http;
 use epoll_protocols::{Broadcast, Echo};
-use epoll_reactor::{Limits, Signal, Stopped, Worker, block_signals, raise_open_file_limit};
+use epoll_reactor::{Address, Limits, Signal, Stopped, Worker, block_signals, raise_open_file_limit};
 
 use crate::access_log::{Destination, LogWriter};
+use crate::admin::{Admin, ProtocolMetrics};
 use crate::http::{Reopen, Site};
-use crate::options::{Command, Options, Protocol};
+use crate::options::{AdminOptions, Command, Options, Protocol};
 use crate::page::Board;
-use crate::serve::{serve, serve_with_workers};
+use crate::serve::{Surroundings, serve, serve_with_workers};
 use crate::trace::TraceFile;
 
 /// The first one drains the server, the second one ends it.
@@ -35,12 +38,16 @@ const SIGNALS: [Signal; 2] = [Signal::Interrupt, Signal::Terminate];
 /// Files that are being sent come on top.
 const OWN_FILES: u64 = 16;
 
+/// Those of the admin server: its connections, epoll, wake-up, listener and the like.
+const FILES_OF_ADMIN: u64 = admin::CONNECTIONS as u64 + 8;
+
 /// The same, of each of several loops, without its listeners.
 const FILES_OF_A_LOOP: usize = 3;
 
 fn main() -> ExitCode {
     let result = match Command::from_command_line() {
         Command::Serve(options) => run(*options),
+        Command::Top(address) => top::run(&address).map(|()| Stopped::Drained),
         Command::Trace(file) => trace::print(&file).map(|()| Stopped::Drained),
     };
     log::flush();
@@ -57,9 +64,15 @@ fn main() -> ExitCode {
 }
 
 fn run(options: Options) -> io::Result<Stopped> {
-    let Options { addresses, limits, loops, protocol, trace_file } = options;
+    let Options { addresses, limits, loops, protocol, trace_file, admin } = options;
     // A name may take a while to be looked up, and Ctrl-C should end that: so before signals are blocked.
     let places = serve::resolve(&addresses)?;
+    let workers = loops.count.get();
+    let admin = admin.map(|AdminOptions { address, anywhere }| {
+        Admin::new(&address, Address::resolve(&address)?, workers, anywhere)
+    });
+    let admin = admin.transpose()?;
+    let admin = admin.as_ref();
     // So may the reader of a FIFO.
     let access_log = protocol.access_log().map(Destination::open).transpose()?;
     // Before any thread is started: one that does not block a signal is killed by it.
@@ -68,36 +81,50 @@ fn run(options: Options) -> io::Result<Stopped> {
     let hangups: &[Signal] =
         if access_log.as_ref().is_some_and(Destination::can_be_renamed) { &[Signal::Hangup] } else { &[] };
     block_signals(hangups)?;
-    let workers = loops.count.get();
     let trace = trace_file.map(|path| TraceFile::new(&path, workers));
-    let trace = trace.as_ref();
-    if trace.is_some() {
+    let surroundings = Surroundings { places: &places, trace: trace.as_ref(), admin };
+    if surroundings.trace.is_some() {
         block_signals(&[Signal::User1])?;
     }
     log::start();
-    open_as_many_files_as_allowed(limits.connections, workers, places.len());
+    let own_files = OWN_FILES + if admin.is_some() { FILES_OF_ADMIN } else { 0 };
+    open_as_many_files_as_allowed(limits.connections, workers, places.len(), own_files);
+    let register = |index, metrics| {
+        if let Some(admin) = admin {
+            admin.register(index, metrics);
+        }
+    };
     match protocol {
-        Protocol::Broadcast(config) => serve(Broadcast::new(config), limits, &places, trace, |_| Ok(())),
-        Protocol::Echo if workers == 1 => serve(Echo, limits, &places, trace, |_| Ok(())),
-        Protocol::Echo => serve_with_workers(loops, limits, &places, trace, &[], |_| Ok(Echo), |_| ()),
+        Protocol::Broadcast(config) => {
+            let broadcast = Broadcast::new(config);
+            register(0, ProtocolMetrics::Broadcast(broadcast.metrics()));
+            serve(broadcast, limits, &surroundings, |_| Ok(()))
+        }
+        Protocol::Echo if workers == 1 => serve(Echo, limits, &surroundings, |_| Ok(())),
+        Protocol::Echo => serve_with_workers(loops, limits, &surroundings, &[], |_| Ok(Echo), |_| ()),
         Protocol::Http(config, content) => {
             let writer = access_log.map(LogWriter::start).transpose()?;
             let board = Board::new(workers);
             let open =
                 |index| Site::open(&config, &content, writer.as_ref().map(LogWriter::log), board.slot(index));
+            let make = |index| {
+                let http = Http::new(open(index)?, config.clone());
+                register(index, ProtocolMetrics::Http(http.metrics()));
+                io::Result::Ok(http)
+            };
             let stopped = if workers == 1 {
-                serve(Http::new(open(0)?, config.clone()), limits, &places, trace, |reactor| {
+                serve(make(0)?, limits, &surroundings, |reactor| {
                     let remote = reactor.remote();
                     reactor.handler().attach(remote);
                     if hangups.is_empty() { Ok(()) } else { reactor.watch_signals(hangups) }
                 })
             } else {
                 let factory = |worker: &Worker<_>| {
-                    let mut http = Http::new(open(worker.index())?, config.clone());
+                    let mut http = make(worker.index())?;
                     http.attach(worker.remote().clone());
                     Ok(http)
                 };
-                serve_with_workers(loops, limits, &places, trace, hangups, factory, Reopen::send_to_any)
+                serve_with_workers(loops, limits, &surroundings, hangups, factory, Reopen::send_to_any)
             };
             if let Some(writer) = writer {
                 writer.finish();
@@ -109,7 +136,7 @@ fn run(options: Options) -> io::Result<Stopped> {
 
 /// Each connection takes a descriptor, and the usual soft limit of 1024 is there for select(2), which this
 /// program does not use.
-fn open_as_many_files_as_allowed(connections: usize, workers: usize, places: usize) {
+fn open_as_many_files_as_allowed(connections: usize, workers: usize, places: usize, own_files: u64) {
     let raised = raise_open_file_limit();
     match &raised {
         Ok(limit) if limit.before < limit.now => {
@@ -122,7 +149,7 @@ fn open_as_many_files_as_allowed(connections: usize, workers: usize, places: usi
     let of_loops =
         if workers > 1 { workers.saturating_mul(places.saturating_add(FILES_OF_A_LOOP)) } else { 0 };
     let needed =
-        u64::try_from(connections.saturating_add(of_loops)).unwrap_or(u64::MAX).saturating_add(OWN_FILES);
+        u64::try_from(connections.saturating_add(of_loops)).unwrap_or(u64::MAX).saturating_add(own_files);
     if let Ok(limit) = raised
         && limit.now < needed
     {

@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Serve(Box<Options>),
     /// To print this file.
     Trace(PathBuf),
+    /// To show how the server is doing whose admin address this is.
+    Top(String),
 }
 
 /// What to serve, where, and within which bounds.
@@ -47,6 +49,16 @@ pub(crate) struct Options {
     pub(crate) protocol: Protocol,
     /// Where to write what the loops did last.
     pub(crate) trace_file: Option<PathBuf>,
+    pub(crate) admin: Option<AdminOptions>,
+}
+
+/// Where operators are told.
+#[derive(Debug)]
+pub(crate) struct AdminOptions {
+    /// As typed.
+    pub(crate) address: String,
+    /// It need not be a loopback address.
+    pub(crate) anywhere: bool,
 }
 
 /// How many loops there are, and whether each has a CPU of its own.
@@ -104,6 +116,10 @@ impl Command {
             ProtocolFlags::Echo(flags) => (flags.listen, Protocol::Echo, limits(&common)),
             ProtocolFlags::Http(flags) => http(flags, &common)?,
             ProtocolFlags::Trace(flags) => return Ok(Self::Trace(flags.file)),
+            ProtocolFlags::Top => {
+                let missing = || "top needs --admin ADDR: that of the server to be shown".to_owned();
+                return common.admin.map(Self::Top).ok_or_else(missing);
+            }
         };
         if limits.memory < limits.output {
             return Err(format!(
@@ -118,7 +134,8 @@ impl Command {
             addresses.push(DEFAULT_ADDRESS.to_owned());
         }
         let trace_file = common.trace_file;
-        Ok(Self::Serve(Box::new(Options { addresses, limits, loops, protocol, trace_file })))
+        let admin = common.admin.map(|address| AdminOptions { address, anywhere: common.admin_anywhere });
+        Ok(Self::Serve(Box::new(Options { addresses, limits, loops, protocol, trace_file, admin })))
     }
 }
 
@@ -267,7 +284,7 @@ mod tests {
     fn read(line: &str) -> Result<Options, clap::Error> {
         match Command::read(&line.split(' ').map(OsString::from).collect::<Vec<_>>())? {
             Command::Serve(options) => Ok(*options),
-            Command::Trace(file) => panic!("it is to print {}", file.display()),
+            other => panic!("it is not to serve: {other:?}"),
         }
     }
 
@@ -315,6 +332,25 @@ mod tests {
         let Command::Trace(file) = Command::read(&arguments).unwrap() else { panic!("it serves") };
         assert_eq!(file, Path::new("a b"));
         assert!(refused("epoll-server trace").contains("<FILE>"));
+    }
+
+    #[test]
+    fn an_admin_address_is_a_host_and_a_port_and_top_needs_one() {
+        assert!(read("epoll-server").unwrap().admin.is_none());
+        for line in ["epoll-server --admin a:1 http", "epoll-server http --admin a:1"] {
+            let admin = read(line).unwrap().admin.unwrap();
+            assert_eq!((admin.address.as_str(), admin.anywhere), ("a:1", false), "{line}");
+        }
+        assert!(read("epoll-server --admin a:1 --admin-anywhere").unwrap().admin.unwrap().anywhere);
+        for address in ["unix:/x", "9090", "a", "*:1"] {
+            assert!(refused(&format!("epoll-server --admin {address}")).contains("--admin <ADDR>"));
+        }
+        for line in ["epoll-server top --admin a:1", "epoll-server --admin a:1 top"] {
+            let command = Command::read(&line.split(' ').map(OsString::from).collect::<Vec<_>>()).unwrap();
+            let Command::Top(address) = command else { panic!("{command:?}") };
+            assert_eq!(address, "a:1");
+        }
+        assert!(refused("epoll-server top").contains("needs --admin"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use epoll_reactor::{
 };
 
 use crate::SIGNALS;
+use crate::admin::Admin;
 use crate::options::Loops;
 use crate::trace::TraceFile;
 
@@ -18,6 +19,13 @@ use crate::trace::TraceFile;
 pub(crate) struct Place {
     text: String,
     candidates: Vec<Address>,
+}
+
+/// What serving is about besides the loops and their handlers.
+pub(crate) struct Surroundings<'a> {
+    pub(crate) places: &'a [Place],
+    pub(crate) trace: Option<&'a TraceFile>,
+    pub(crate) admin: Option<&'a Admin>,
 }
 
 /// Looks the addresses up.
@@ -29,7 +37,7 @@ pub(crate) fn resolve(addresses: &[String]) -> io::Result<Vec<Place>> {
     addresses.iter().map(place).collect()
 }
 
-/// Serves in all `places` until it is told to stop. `prepare` gets the loop before it runs.
+/// Serves in all places until it is told to stop. `prepare` gets the loop before it runs.
 ///
 /// # Errors
 /// Limits that contradict each other, an address that cannot be listened on (the error names it), or a loop that
@@ -37,10 +45,13 @@ pub(crate) fn resolve(addresses: &[String]) -> io::Result<Vec<Place>> {
 pub(crate) fn serve<H: Handler>(
     handler: H,
     limits: Limits,
-    places: &[Place],
-    trace: Option<&TraceFile>,
+    surroundings: &Surroundings<'_>,
     prepare: impl FnOnce(&mut Reactor<H>) -> io::Result<()>,
-) -> io::Result<Stopped> {
+) -> io::Result<Stopped>
+where
+    H::Message: 'static,
+{
+    let Surroundings { places, trace, admin } = *surroundings;
     let grace = limits.drain_grace;
     let options = listen_options(&limits);
     let mut reactor = Reactor::new(handler, limits)?;
@@ -52,9 +63,10 @@ pub(crate) fn serve<H: Handler>(
     }
     prepare(&mut reactor)?;
     let bound = listen(places, |addresses| Ok(reactor.listen_first(addresses, &options)?.1))?;
+    let admin = admin.map(|admin| admin.start(&[reactor.remote()])).transpose()?;
     // Only now: whoever waits for these lines may take the first one for the whole server being there. By a
     // thread, since a pipe that nobody reads may be full.
-    thread::Builder::new().name("announce".to_owned()).spawn(move || announce(&bound))?;
+    thread::Builder::new().name("announce".to_owned()).spawn(move || announce(&bound, admin.as_ref()))?;
     let stopped = reactor.run()?;
     tell_of_end(stopped, reactor.ctx().counters().cut_off, grace);
     Ok(stopped)
@@ -69,12 +81,15 @@ pub(crate) fn serve<H: Handler>(
 pub(crate) fn serve_with_workers<H: Handler>(
     loops: Loops,
     limits: Limits,
-    places: &[Place],
-    trace: Option<&TraceFile>,
+    surroundings: &Surroundings<'_>,
     watched: &[Signal],
     factory: impl Fn(&Worker<H::Message>) -> io::Result<H> + Sync,
     on_signal: impl Fn(&[Remote<H::Message>]),
-) -> io::Result<Stopped> {
+) -> io::Result<Stopped>
+where
+    H::Message: 'static,
+{
+    let Surroundings { places, trace, admin } = *surroundings;
     let grace = limits.drain_grace;
     let options = listen_options(&limits);
     let mut workers = Workers::new(loops.count, limits)?;
@@ -88,12 +103,13 @@ pub(crate) fn serve_with_workers<H: Handler>(
         workers.pin()?;
     }
     let bound = listen(places, |addresses| workers.listen_first(addresses, &options))?;
+    let admin = admin.map(|admin| admin.start(workers.remotes())).transpose()?;
     let remotes = workers.remotes().clone();
     // It is to announce what is there, or nothing: a loop may not start.
     let (started, all_started) = channel();
     thread::Builder::new().name("announce".to_owned()).spawn(move || {
         if all_started.recv().is_ok() {
-            announce(&bound);
+            announce(&bound, admin.as_ref());
         }
     })?;
     let end = workers.run(factory, |event| match event {
@@ -160,12 +176,13 @@ fn tell_of_end(stopped: Stopped, cut_off: u64, grace: Duration) {
 }
 
 /// Tells standard output, and lets it be if nobody can be told: `println!` would panic.
-fn announce(bound: &[Address]) {
-    for address in bound {
+fn announce(bound: &[Address], admin: Option<&Address>) {
+    let listeners = bound.iter().map(|address| ("listening", address));
+    for (what, address) in listeners.chain(admin.map(|address| ("admin", address))) {
         let mut output = io::stdout().lock();
-        let written = writeln!(output, "listening on {address}").and_then(|()| output.flush());
+        let written = writeln!(output, "{what} on {address}").and_then(|()| output.flush());
         if let Err(error) = written {
-            log::warn!("listening on {address}, which standard output did not take: {error}");
+            log::warn!("{what} on {address}, which standard output did not take: {error}");
         }
     }
 }

@@ -1,0 +1,248 @@
+//! `/connections`: each loop is asked on its own thread, and the answer is given when all have told, or one has taken too
+//! long.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use epoll_protocols::http1::{FieldLine, HttpMessage, Request, RequestId, Responder, Response};
+use epoll_reactor::{
+    ConnectionInfo, Kernel, Linux, ListOrder, LoopPhase, Remote, RemoteError, Timestamp, monotonic_now,
+};
+use serde::Serialize;
+
+use super::{LoopView, NEVER_CACHED, say};
+
+/// How many connections a list has at most.
+const MOST: usize = 1000;
+
+/// How long a loop may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Lists that may be waited for. Each holds up the loops for as long as they take to look at all of their connections.
+const LISTS: usize = 4;
+
+const JSON: FieldLine = FieldLine::new("Content-Type: application/json");
+
+/// What one loop has told.
+#[derive(Debug)]
+pub(crate) struct Part {
+    request: RequestId,
+    index: usize,
+    connections: Vec<ConnectionInfo>,
+}
+
+/// The lists that are being made.
+pub(super) struct Lists<K: Kernel = Linux> {
+    loops: Arc<[LoopView]>,
+    remote: Remote<HttpMessage<Part>, K>,
+    pending: BTreeMap<RequestId, Pending>,
+}
+
+struct Pending {
+    query: Query,
+    /// Those that have yet to tell.
+    waits_for: usize,
+    deadline: Timestamp,
+    found: Vec<(usize, ConnectionInfo)>,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Query {
+    order: ListOrder,
+    most: usize,
+}
+
+/// The answer. Numbers of connections that are open count all, whatever the limit.
+#[derive(Serialize)]
+struct List {
+    open: u64,
+    connections: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    /// In text: many readers of JSON have no whole numbers above 2^53.
+    id: String,
+    #[serde(rename = "loop")]
+    index: usize,
+    peer: String,
+    state: &'static str,
+    age_seconds: f64,
+    idle_seconds: f64,
+    bytes_in: u64,
+    bytes_out: u64,
+    queued: u64,
+    held: u64,
+}
+
+impl Lists {
+    pub(super) fn new(loops: Arc<[LoopView]>, remote: Remote<HttpMessage<Part>>) -> Self {
+        Self { loops, remote, pending: BTreeMap::new() }
+    }
+
+    /// Asks the loops, and puts the answer off.
+    pub(super) fn answer(&mut self, request: &Request<'_>, response: &mut Response) {
+        let query = match Query::parse(request.query().unwrap_or_default()) {
+            Ok(query) => query,
+            Err(error) => return say(response, 400, &error),
+        };
+        if self.pending.len() >= LISTS {
+            return say(response, 503, "too many lists are being made");
+        }
+        let id = request.id();
+        let mut waits_for = 0;
+        for (index, one) in self.loops.iter().enumerate() {
+            let remote = self.remote.clone();
+            let asked = (one.inspect)(Box::new(move |ctx| {
+                let connections = ctx.list_connections(query.order, query.most);
+                // A queue that is full has lists enough: this one is given up in time.
+                let _: Result<(), RemoteError<_>> =
+                    remote.send(Part { request: id, index, connections }.into());
+            }));
+            match asked {
+                Ok(()) => waits_for += 1,
+                // It has none.
+                Err(RemoteError::Closed(())) => (),
+                Err(RemoteError::Full(())) => {
+                    return say(response, 503, &format!("loop {index} does not answer"));
+                }
+            }
+        }
+        let pending = Pending { query, waits_for, deadline: monotonic_now() + PATIENCE, found: Vec::new() };
+        if waits_for == 0 {
+            return pending.write(0, response);
+        }
+        self.pending.insert(id, pending);
+        response.defer();
+    }
+
+    /// A loop has told.
+    pub(super) fn on_part(&mut self, part: Part, responder: &mut Responder<'_>) {
+        // It was given up, or its client has gone.
+        let Some(pending) = self.pending.get_mut(&part.request) else { return };
+        pending.add(part.index, part.connections);
+        if pending.waits_for == 0
+            && let Some(pending) = self.pending.remove(&part.request)
+        {
+            let mut response = Response::new();
+            pending.write(self.open(), &mut response);
+            responder.respond(part.request, response);
+        }
+    }
+
+    /// Gives up what has taken too long.
+    pub(super) fn on_tick(&mut self, responder: &mut Responder<'_>) {
+        let now = responder.now();
+        self.pending.retain(|id, pending| {
+            let in_time = pending.deadline > now;
+            if !in_time {
+                let mut response = Response::new();
+                say(&mut response, 503, &format!("{} of the loops did not answer", pending.waits_for));
+                responder.respond(*id, response);
+            }
+            in_time
+        });
+    }
+
+    pub(super) fn forget(&mut self, id: RequestId) {
+        self.pending.remove(&id);
+    }
+
+    fn open(&self) -> u64 {
+        let readings = self.loops.iter().map(|one| one.metrics.read());
+        let serving = readings.filter(|reading| reading.phase != LoopPhase::Ended);
+        serving.map(|reading| reading.connections().map(|(_, count)| count).sum::<u64>()).sum()
+    }
+}
+
+impl Pending {
+    /// No more is kept than is asked for, however many loops there are.
+    fn add(&mut self, index: usize, connections: Vec<ConnectionInfo>) {
+        self.waits_for = self.waits_for.saturating_sub(1);
+        self.found.extend(connections.into_iter().map(|connection| (index, connection)));
+        let order = self.query.order;
+        self.found.sort_by_key(|(_, connection)| Reverse(rank(connection, order)));
+        self.found.truncate(self.query.most);
+    }
+
+    fn write(self, open: u64, response: &mut Response) {
+        let connections = self.found.iter().map(|(index, connection)| Row::new(*index, connection)).collect();
+        match serde_json::to_vec(&List { open, connections }) {
+            Ok(body) => {
+                response.field_line(JSON);
+                response.field_line(NEVER_CACHED);
+                response.set_body(&body);
+            }
+            Err(error) => say(response, 500, &error.to_string()),
+        }
+    }
+}
+
+impl Row {
+    fn new(index: usize, info: &ConnectionInfo) -> Self {
+        Self {
+            id: info.id.as_u64().to_string(),
+            index,
+            peer: info.peer.to_string(),
+            state: info.state.name(),
+            age_seconds: info.age.as_secs_f64(),
+            idle_seconds: info.idle.as_secs_f64(),
+            bytes_in: info.bytes_received,
+            bytes_out: info.bytes_sent,
+            queued: info.queued,
+            held: info.held,
+        }
+    }
+}
+
+/// As the loops put them in order.
+fn rank(info: &ConnectionInfo, order: ListOrder) -> u128 {
+    match order {
+        ListOrder::Age => info.age.as_nanos(),
+        ListOrder::Traffic => u128::from(info.bytes_received) + u128::from(info.bytes_sent),
+        ListOrder::Queued => info.queued.into(),
+        ListOrder::Held => info.held.into(),
+    }
+}
+
+impl Query {
+    /// The error is a sentence.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut query = Self { order: ListOrder::Age, most: MOST };
+        for field in text.split('&').filter(|field| !field.is_empty()) {
+            match field.split_once('=').unwrap_or((field, "")) {
+                ("sort", "age") => query.order = ListOrder::Age,
+                ("sort", "traffic") => query.order = ListOrder::Traffic,
+                ("sort", "queued") => query.order = ListOrder::Queued,
+                ("sort", "held") => query.order = ListOrder::Held,
+                ("sort", _) => return Err("sort is one of age, traffic, queued and held".to_owned()),
+                ("limit", value) => match value.parse() {
+                    Ok(most @ 1..=MOST) => query.most = most,
+                    _ => return Err(format!("limit is a number from 1 to {MOST}")),
+                },
+                _ => return Err("the query has sort and limit".to_owned()),
+            }
+        }
+        Ok(query)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let all = Query { order: ListOrder::Age, most: 1000 };
+        assert_eq!(Query::parse(""), Ok(all));
+        assert_eq!(Query::parse("sort=queued"), Ok(Query { order: ListOrder::Queued, ..all }));
+        let few = Query { order: ListOrder::Traffic, most: 10 };
+        assert_eq!(Query::parse("limit=10&sort=traffic"), Ok(few));
+        for wrong in ["sort=size", "sort", "limit=0", "limit=1001", "limit=-1", "limit", "order=age"] {
+            assert!(Query::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What the values of flags may be, and what is said of those that they may not.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::str::FromStr;
+use std::thread;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+pub(super) fn size(text: &str) -> Result<usize, String> {
+    let ByteSize(bytes) = text.parse().map_err(|_| "not a size such as 4096, 64KiB or 1.5MiB".to_owned())?;
+    usize::try_from(bytes).map_err(|_| "more than this machine can address".to_owned())
+}
+
+/// The form alone, so that what cannot be an address is an error of the command line; names are looked up later.
+pub(super) fn address(text: &str) -> Result<String, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return if path.is_empty() { Err("no path after unix:".to_owned()) } else { Ok(text.to_owned()) };
+    }
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    // `::1:7000` could be an address and a port, or a longer address.
+    let bare = host.contains(':') && text.parse::<SocketAddr>().is_err();
+    let no_port = port.parse::<u16>().is_err();
+    match host {
+        "" if no_port => Err("expected ADDRESS:PORT, [IPv6]:PORT or unix:PATH".to_owned()),
+        "" => Err(format!("expected ADDRESS:PORT, such as 127.0.0.1:{port} or [::]:{port}")),
+        _ if bare => Err("an IPv6 address is written [IPv6]:PORT".to_owned()),
+        _ if no_port => Err("its port is not a number up to 65535".to_owned()),
+        "*" => Err(format!("every address is 0.0.0.0:{port} for IPv4 or [::]:{port} for both")),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// The same without Unix sockets, which neither Prometheus nor a browser knows.
+pub(super) fn tcp_address(text: &str) -> Result<String, String> {
+    if text.starts_with("unix:") {
+        return Err("expected HOST:PORT or [IPv6]:PORT".to_owned());
+    }
+    address(text)
+}
+
+/// `GET / HTTP/1.1` with a `Host` of some length.
+const LEAST_HEAD: usize = 64;
+
+pub(super) fn head_limit(text: &str) -> Result<usize, String> {
+    match size(text)? {
+        0..LEAST_HEAD => Err(format!("below {LEAST_HEAD} bytes, which hardly any request fits into")),
+        bytes => Ok(bytes),
+    }
+}
+
+pub(super) fn target_limit(text: &str) -> Result<usize, String> {
+    match size(text)? {
+        0 => Err("must be at least 1: even the shortest target is `/`".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// A number that is not zero.
+pub(super) fn count<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "not a number from 1 on".to_owned())
+}
+
+/// Beyond it there is no machine, and a mistake is likely.
+const MOST_WORKERS: usize = 1024;
+
+pub(super) fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    match text {
+        // Where the system does not say, one loop is what there would be without the flag.
+        "auto" => Ok(thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)),
+        text => match count::<NonZeroUsize>(text) {
+            Ok(number) if number.get() <= MOST_WORKERS => Ok(number),
+            _ => Err(format!("neither a number from 1 to {MOST_WORKERS} nor `auto`")),
+        },
+    }
+}
+
+pub(super) fn rate(text: &str) -> Result<u32, String> {
+    u32::try_from(size(text)?).map_err(|_| "more than 4 GiB a second".to_owned())
+}
+
+pub(super) fn count_or_none(text: &str) -> Result<NonZeroUsize, String> {
+    match text {
+        "none" => Ok(NonZeroUsize::MAX),
+        text => count(text).map_err(|_| "neither a number from 1 on nor `none`".to_owned()),
+    }
+}
+
+/// A time, or for ever.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience(pub(crate) Option<Duration>);
+
+impl Patience {
+    /// For ever is as long as a time can be.
+    pub(crate) fn duration(self) -> Duration {
+        self.0.unwrap_or(Duration::MAX)
+    }
+}
+
+pub(super) fn patience(text: &str) -> Result<Patience, String> {
+    match text {
+        "never" => Ok(Patience(None)),
+        text => timeout(text).map(|time| Patience(Some(time))),
+    }
+}
+
+pub(super) fn write_timeout(text: &str) -> Result<Duration, String> {
+    match text {
+        "never" => Err("must end: a client that has stopped reading would hold memory for ever".to_owned()),
+        text => timeout(text),
+    }
+}
+
+/// A time after which something is closed. Zero would close everything; most who write it mean "never".
+fn timeout(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(error.to_string()),
+    }
+}
