@@ -91,7 +91,7 @@ pub enum ListOrder {
 }
 
 impl Ctx {
-    /// What the loop did last, if [`Limits::recorder`] has it remembered and there is anything to remember: a copy, which is
+    /// What the loop did last, if [`Limits::recorder`](crate::Limits::recorder) has it remembered and there is anything to remember: a copy, which is
     /// made while everything waits, in a few microseconds. To be written to a file by whoever may open one.
     #[must_use]
     pub fn recording(&self) -> Option<Recording> {
