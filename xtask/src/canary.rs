@@ -29,7 +29,7 @@ struct Defect {
     wrong: &'static str,
 }
 
-const DEFECTS: [Defect; 26] = [
+const DEFECTS: [Defect; 28] = [
     Defect {
         name: "forgets the ready list when the read budget is used up",
         file: "crates/epoll-reactor/src/serve.rs",
@@ -155,9 +155,21 @@ const DEFECTS: [Defect; 26] = [
     },
     Defect {
         name: "never tells a slow receiver what it has missed",
-        file: "crates/epoll-protocols/src/broadcast.rs",
+        file: "crates/epoll-protocols/src/broadcast/delivery.rs",
         right: "    if ctx.queued(id) > config.receiver_limit / 2 {\n",
         wrong: "    if ctx.queued(id) < usize::MAX {\n",
+    },
+    Defect {
+        name: "never tells another loop that there is room for its lines",
+        file: "crates/epoll-protocols/src/broadcast/loops.rs",
+        right: "if link.is_to_be_told(self.window)\n",
+        wrong: "if false\n",
+    },
+    Defect {
+        name: "lets a loop go before what its clients are still to hear of others",
+        file: "crates/epoll-protocols/src/broadcast/loops.rs",
+        right: "filter(|peer| peer.heard_last && !drains)",
+        wrong: "filter(|peer| peer.heard_last && (drains || !drains))",
     },
     Defect {
         name: "begins a file again after a short count",

@@ -16,6 +16,7 @@ mod http;
 mod library;
 mod limits;
 mod lives;
+mod loops;
 mod oracle;
 mod overdue;
 mod pace;
@@ -55,6 +56,7 @@ pub(crate) fn run(plan: &Plan) -> (Tally, Option<Broken>) {
     match plan.kind {
         plan::Kind::Random => run_as::<random::Bedlam>(plan),
         plan::Kind::Broadcast => run_as::<broadcast::Broadcasts>(plan),
+        plan::Kind::BroadcastLoops => loops::run(plan),
         plan::Kind::Echo => run_as::<echo::Echoes>(plan),
         plan::Kind::Http => run_as::<http::Https>(plan),
     }

@@ -16,6 +16,9 @@ pub mod fuzzing;
 pub mod http1;
 mod lines;
 
-pub use broadcast::{Broadcast, BroadcastConfig, BroadcastMetrics, BroadcastSnapshot, SlowReceivers};
+pub use broadcast::{
+    Broadcast, BroadcastConfig, BroadcastLoops, BroadcastMessage, BroadcastMetrics, BroadcastSnapshot,
+    SlowReceivers,
+};
 pub use echo::Echo;
 pub use lines::{Line, LineSplitter, LineTooLong};

@@ -13,12 +13,13 @@ mod support;
 
 use std::io::Write;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use allocation_counter::measure;
 use epoll_protocols::http1::{Http, HttpConfig, Request, Response};
-use epoll_protocols::{Broadcast, BroadcastConfig, Echo};
-use epoll_reactor::{Handler, Limits};
+use epoll_protocols::{Broadcast, BroadcastConfig, BroadcastLoops, Echo};
+use epoll_reactor::{Handler, Limits, Reactor, Remote, Worker};
 use support::kernel::{Calls, Sends, Watched};
 use support::{Client, Server};
 
@@ -264,6 +265,66 @@ fn the_allocations_for_a_line_do_not_depend_on_how_many_receive_it() {
         for length in [65, 1000, 60_000] {
             let long = format!("{:length$}\n", "");
             assert_eq!(broadcast(1 + receivers, 1, &long).allocations, 1, "{length} bytes for {receivers}");
+        }
+    }
+}
+
+/// A broadcast in several loops on kernels that count; the first has the sender.
+fn loops(count: usize, receivers: usize) -> (Vec<Costs<Broadcast>>, Client, Vec<Client>) {
+    let config = BroadcastConfig::default();
+    let limits = config.limits(Limits::default());
+    let kernels: Vec<Watched> = (0..count).map(|_| Watched::new()).collect();
+    let remotes: Arc<[_]> =
+        kernels.iter().map(|kernel| Remote::for_kernel(kernel, &limits).unwrap()).collect();
+    let shared = BroadcastLoops::new(count);
+    let costs = kernels.into_iter().enumerate().map(|(index, kernel)| {
+        let sends = kernel.sends.clone();
+        sends.pieces.borrow_mut().reserve(1 << 20);
+        let worker = Worker::new(index, Arc::clone(&remotes)).unwrap();
+        let handler = Broadcast::for_worker(config.clone(), &shared, &worker).unwrap();
+        let reactor = Reactor::with_remote(kernel, handler, limits.clone(), worker.remote().clone()).unwrap();
+        Costs { server: Server::of(reactor), sends }
+    });
+    let mut costs: Vec<_> = costs.collect();
+    let sender = costs[0].join(1).remove(0);
+    let receivers = costs[1..].iter_mut().flat_map(|costs| costs.join(receivers)).collect();
+    (costs, sender, receivers)
+}
+
+#[test]
+fn a_line_costs_one_message_a_loop_and_an_allocation_or_two() {
+    // For lines of up to 64 bytes, the one buffer for all others. Longer ones have one for the sender's own loop too, and
+    // in each other loop what counts who needs it there.
+    for (length, lines, said, heard) in [(10, 1, 1, 0), (10, 5, 1, 1), (1000, 1, 2, 1), (60_000, 1, 2, 1)] {
+        for count in [2, 3] {
+            let (mut loops, mut sender, mut receivers) = loops(count, 10);
+            for round in 0..5 {
+                let text = format!("{:length$}\n", "").repeat(lines);
+                sender.push(text.as_bytes());
+                let cost = loops[0].turn();
+                let calls = Calls { wait: 1, recv: 1, ..Calls::default() };
+                if round > 2 {
+                    assert_eq!(
+                        cost,
+                        Cost { allocations: said, calls },
+                        "{lines} of {length} bytes in {count} loops"
+                    );
+                }
+                for costs in &mut loops[1..] {
+                    let before = costs.server.reactor.ctx().counters().messages;
+                    let cost = costs.turn();
+                    let calls = Calls { wait: 1, send: 10, ..Calls::default() };
+                    if round > 2 {
+                        let expected = Cost { allocations: heard, calls };
+                        assert_eq!(cost, expected, "{lines} of {length} bytes in {count} loops");
+                    }
+                    assert_eq!(costs.server.reactor.ctx().counters().messages, before + 1);
+                }
+                for receiver in &mut receivers {
+                    while receiver.pull(1 << 16) > 0 {}
+                    assert_eq!(receiver.skip(usize::MAX), text.len() + lines * "[Client_1] ".len());
+                }
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //! `flush.rs`.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::buffer::{FILE_CHARGE, OutputQueue};
 use crate::ctx::Ctx;
@@ -104,6 +105,14 @@ impl Ctx {
     #[must_use]
     pub fn share<'data>(&self, data: impl Into<Cow<'data, [u8]>>) -> Shared {
         self.shared.share(data.into())
+    }
+
+    /// Makes `data`, which may be held elsewhere too, in other loops for instance, something to send to many of this one's
+    /// connections. It is not copied, but for up to 64 bytes, and takes one allocation. What it is counted for is given
+    /// back when none of these needs it any more, whoever else does.
+    #[must_use]
+    pub fn share_arc(&self, data: Arc<[u8]>) -> Shared {
+        self.shared.share_arc(data)
     }
 
     /// Bytes sent to `id` that the kernel has not taken yet, those in files among them; 0 if it is gone.

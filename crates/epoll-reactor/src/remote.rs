@@ -171,6 +171,12 @@ impl<M, K: Kernel> Remote<M, K> {
         Ok(())
     }
 
+    /// How many messages may wait for the loop: its [`Limits::message_queue`](crate::Limits::message_queue).
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.shared.capacity
+    }
+
     /// Asks the loop to drain within [`Limits::drain_grace`](crate::Limits::drain_grace), at once. Asking a
     /// loop that has ended does nothing.
     pub fn drain(&self) {

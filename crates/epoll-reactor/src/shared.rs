@@ -32,7 +32,7 @@ enum Repr {
 /// A reference to data that others may hold too.
 #[derive(Clone)]
 pub enum Held {
-    /// Not made here, or a `Vec` with its [`Counted`].
+    /// Not made here, or a `Vec` or an `Arc` with its [`Counted`].
     Given(Bytes),
     /// A copy, behind what it counts for.
     Copy(triomphe::Arc<HeaderSlice<Charge, [u8]>>),
@@ -49,17 +49,15 @@ pub struct Charge {
     memory: Arc<AtomicUsize>,
 }
 
-struct Counted {
-    data: Vec<u8>,
+struct Counted<D> {
+    data: D,
     _charge: Charge,
 }
 
 impl SharedMemory {
     pub(crate) fn share(&self, data: Cow<'_, [u8]>) -> Shared {
-        let mut bytes = [0; SMALL];
-        if let (Some(room), Ok(length)) = (bytes.get_mut(..data.len()), u8::try_from(data.len())) {
-            room.copy_from_slice(&data);
-            return Shared(Repr::Copied { length, bytes });
+        if let Some(copied) = copy_if_short(&data) {
+            return copied;
         }
         Shared(Repr::Held(match data {
             Cow::Borrowed(slice) => {
@@ -72,6 +70,15 @@ impl SharedMemory {
         }))
     }
 
+    /// `data` counts here until no handle made here is left, wherever else it is held.
+    pub(crate) fn share_arc(&self, data: Arc<[u8]>) -> Shared {
+        if let Some(copied) = copy_if_short(&data) {
+            return copied;
+        }
+        let _charge = self.charge(data.len());
+        Shared(Repr::Held(Held::Given(Bytes::from_owner(Counted { data, _charge }))))
+    }
+
     fn charge(&self, bytes: usize) -> Charge {
         self.0.fetch_add(bytes, Ordering::Relaxed);
         Charge { bytes, memory: Arc::clone(&self.0) }
@@ -82,9 +89,15 @@ impl SharedMemory {
     }
 }
 
-impl AsRef<[u8]> for Counted {
+fn copy_if_short(data: &[u8]) -> Option<Shared> {
+    let mut bytes = [0; SMALL];
+    bytes.get_mut(..data.len())?.copy_from_slice(data);
+    Some(Shared(Repr::Copied { length: u8::try_from(data.len()).ok()?, bytes }))
+}
+
+impl<D: AsRef<[u8]>> AsRef<[u8]> for Counted<D> {
     fn as_ref(&self) -> &[u8] {
-        &self.data
+        self.data.as_ref()
     }
 }
 
@@ -229,6 +242,23 @@ mod tests {
         let place = data.as_ptr();
         assert_eq!(SharedMemory::default().share(Cow::Owned(data)).as_ptr(), place);
         assert_eq!(size_of::<Held>(), size_of::<Bytes>());
+    }
+
+    #[test]
+    fn what_is_held_elsewhere_counts_for_those_handles_that_were_made_here() {
+        let (memory, other) = (SharedMemory::default(), SharedMemory::default());
+        let data: Arc<[u8]> = [7; 1000].into();
+        let (here, there) = (memory.share_arc(Arc::clone(&data)), other.share_arc(Arc::clone(&data)));
+        assert_eq!([here.as_ptr(), there.as_ptr()], [data.as_ptr(); 2], "it is one buffer");
+        assert_eq!((memory.in_use(), other.in_use()), (1000, 1000));
+        let queued = here.clone().into_held().unwrap();
+        drop(here);
+        assert_eq!(memory.in_use(), 1000);
+        drop(queued);
+        assert_eq!((memory.in_use(), other.in_use()), (0, 1000));
+        let short: Arc<[u8]> = [7; SMALL].into();
+        assert_eq!(*memory.share_arc(Arc::clone(&short)), *short);
+        assert_eq!((memory.in_use(), Arc::strong_count(&short)), (0, 1));
     }
 
     #[test]

@@ -137,8 +137,8 @@ pub(crate) struct CommonFlags {
 
     /// How many loops serve the clients, each on a thread of its own, or `auto`: one for each CPU it may use
     ///
-    /// From 1 to 1024; not `broadcast`, whose clients have to be in one loop. The system spreads connections over the
-    /// loops, and each stays where it is; of --max-connections, --max-connections-per-client and --memory-limit each loop
+    /// From 1 to 1024. The system spreads connections over the loops, and each stays where it is; what one says to
+    /// `broadcast` reaches those of all loops. Of --max-connections, --max-connections-per-client and --memory-limit each loop
     /// has its part. If a loop dies, by a defect, its connections are closed, and those that wait for it are reset, unless
     /// net.ipv4.tcp_migrate_req is 1; the others go on, and the exit code at the end is 1.
     #[arg(long, global = true, value_name = "NUMBER", default_value = "1", value_parser = workers)]

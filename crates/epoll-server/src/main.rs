@@ -20,7 +20,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use epoll_protocols::http1::Http;
-use epoll_protocols::{Broadcast, Echo};
+use epoll_protocols::{Broadcast, BroadcastLoops, Echo};
 use epoll_reactor::{Address, Limits, Signal, Stopped, Worker, block_signals, raise_open_file_limit};
 
 use crate::access_log::{Destination, LogWriter};
@@ -95,10 +95,19 @@ fn run(options: Options) -> io::Result<Stopped> {
         }
     };
     match protocol {
-        Protocol::Broadcast(config) => {
+        Protocol::Broadcast(config) if workers == 1 => {
             let broadcast = Broadcast::new(config);
             register(0, ProtocolMetrics::Broadcast(broadcast.metrics()));
             serve(broadcast, limits, &surroundings, |_| Ok(()))
+        }
+        Protocol::Broadcast(config) => {
+            let others = BroadcastLoops::new(workers);
+            let factory = |worker: &Worker<_>| {
+                let broadcast = Broadcast::for_worker(config.clone(), &others, worker)?;
+                register(worker.index(), ProtocolMetrics::Broadcast(broadcast.metrics()));
+                Ok(broadcast)
+            };
+            serve_with_workers(loops, limits, &surroundings, &[], factory, |_| ())
         }
         Protocol::Echo if workers == 1 => serve(Echo, limits, &surroundings, |_| Ok(())),
         Protocol::Echo => serve_with_workers(loops, limits, &surroundings, &[], |_| Ok(Echo), |_| ()),

@@ -128,7 +128,7 @@ impl Command {
             ));
         }
         let loops = Loops { count: common.workers, pin: common.pin };
-        check_shares(&limits, loops.count.get(), &protocol)?;
+        check_shares(&limits, loops.count.get())?;
         let mut addresses = [listen.addresses, behind.addresses].concat();
         if addresses.is_empty() {
             addresses.push(DEFAULT_ADDRESS.to_owned());
@@ -140,14 +140,9 @@ impl Command {
 }
 
 /// Whether each of so many loops gets along with its part of the limits.
-fn check_shares(limits: &Limits, workers: usize, protocol: &Protocol) -> Result<(), String> {
+fn check_shares(limits: &Limits, workers: usize) -> Result<(), String> {
     if workers == 1 {
         return Ok(());
-    }
-    if let Protocol::Broadcast(_) = protocol {
-        return Err(format!(
-            "--workers ({workers}): `broadcast` has one loop, for a line reaches those in its own"
-        ));
     }
     if limits.connections < workers {
         let connections = limits.connections;
@@ -533,8 +528,7 @@ mod tests {
         // One loop is what every protocol has.
         assert_eq!(read("epoll-server broadcast --workers 1").unwrap().loops.count.get(), 1);
         for (line, parts) in [
-            ("broadcast --workers 2", ["--workers (2)", "`broadcast`"]),
-            ("--workers 2", ["--workers (2)", "`broadcast`"]),
+            ("--workers 2 --memory-limit 1048704", ["is 524352 for each of --workers (2)", "1048704 bytes"]),
             ("echo --workers 5 --max-connections 4", ["--max-connections (4)", "--workers (5)"]),
             (
                 "echo --workers 2 --memory-limit 7MiB",

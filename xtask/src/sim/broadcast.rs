@@ -59,6 +59,16 @@ impl Member {
         }
     }
 
+    /// The last that it heard is no whole line.
+    pub(crate) fn is_torn(&self) -> bool {
+        !self.torn.is_empty()
+    }
+
+    /// Lines that it has said, or will as its bytes are sent.
+    pub(crate) const fn said(&self) -> u64 {
+        self.said
+    }
+
     fn take_down(&mut self, line: &[u8]) -> Result<(), Failure> {
         let heard = parse(line, self.limit)
             .ok_or_else(|| Failure::new("torn line", format!("{:?}", String::from_utf8_lossy(line))))?;

@@ -15,17 +15,21 @@ pub(crate) enum Kind {
     Random,
     Echo,
     Broadcast,
+    /// The same in several loops.
+    BroadcastLoops,
     Http,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 4] = [Self::Random, Self::Echo, Self::Broadcast, Self::Http];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Random, Self::Echo, Self::Broadcast, Self::BroadcastLoops, Self::Http];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
             Self::Echo => "echo",
             Self::Broadcast => "broadcast",
+            Self::BroadcastLoops => "broadcast-loops",
             Self::Http => "http",
         }
     }
@@ -113,7 +117,7 @@ impl Plan {
             // More than the loop and what is around it begin with.
             faults.max_open = rng.usize(9..22);
         }
-        if kind == Kind::Broadcast {
+        if matches!(kind, Kind::Broadcast | Kind::BroadcastLoops) {
             // Everything is said to everybody: byte by byte that takes for ever.
             faults.network.segment.1 = faults.network.segment.1.max(16);
         }

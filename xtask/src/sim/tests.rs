@@ -50,6 +50,11 @@ fn broadcast() {
 }
 
 #[test]
+fn broadcast_in_several_loops() {
+    check_all(Kind::BroadcastLoops);
+}
+
+#[test]
 fn http() {
     check_all(Kind::Http);
 }

@@ -35,7 +35,11 @@ impl<H: Handler> Server<H> {
 
 impl<H: Handler, K: Kernel> Server<H, K> {
     pub(crate) fn on(kernel: K, handler: H, limits: Limits) -> Self {
-        let mut reactor = Reactor::with_kernel(kernel, handler, limits).unwrap();
+        Self::of(Reactor::with_kernel(kernel, handler, limits).unwrap())
+    }
+
+    /// Has `reactor` listen.
+    pub(crate) fn of(mut reactor: Reactor<H, K>) -> Self {
         // So that a client that does not read shows soon.
         let options = ListenOptions { not_sent_low_water: Some(4096), ..ListenOptions::default() };
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
