@@ -203,6 +203,12 @@ fn what_is_said_in_one_callback_is_one_message() {
         assert_eq!(loops.line(&mut receiver), format!("[Client_1] {expected}\n"));
     }
     assert_eq!(loops.shared.on_the_way(0, 1), (0, 0));
+    // What is said counts where it is said, and what is heard where it is heard.
+    let counts = [0, 1].map(|index| {
+        let counted = loops.at(index).reactor.handler().metrics().read();
+        (counted.lines, counted.deliveries)
+    });
+    assert_eq!(counts, [(3, 0), (0, 3)]);
 }
 
 #[test]
