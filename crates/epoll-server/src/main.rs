@@ -20,13 +20,13 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use epoll_protocols::http1::Http;
-use epoll_protocols::{Broadcast, BroadcastLoops, Echo};
+use epoll_protocols::{Broadcast, BroadcastConfig, BroadcastLoops, Echo};
 use epoll_reactor::{Address, Limits, Signal, Stopped, Worker, block_signals, raise_open_file_limit};
 
 use crate::access_log::{Destination, LogWriter};
 use crate::admin::{Admin, ProtocolMetrics};
 use crate::http::{Reopen, Site};
-use crate::options::{AdminOptions, Command, Options, Protocol};
+use crate::options::{AdminOptions, Command, Loops, Options, Protocol};
 use crate::page::Board;
 use crate::serve::{Surroundings, serve, serve_with_workers};
 use crate::trace::TraceFile;
@@ -95,20 +95,7 @@ fn run(options: Options) -> io::Result<Stopped> {
         }
     };
     match protocol {
-        Protocol::Broadcast(config) if workers == 1 => {
-            let broadcast = Broadcast::new(config);
-            register(0, ProtocolMetrics::Broadcast(broadcast.metrics()));
-            serve(broadcast, limits, &surroundings, |_| Ok(()))
-        }
-        Protocol::Broadcast(config) => {
-            let others = BroadcastLoops::new(workers);
-            let factory = |worker: &Worker<_>| {
-                let broadcast = Broadcast::for_worker(config.clone(), &others, worker)?;
-                register(worker.index(), ProtocolMetrics::Broadcast(broadcast.metrics()));
-                Ok(broadcast)
-            };
-            serve_with_workers(loops, limits, &surroundings, &[], factory, |_| ())
-        }
+        Protocol::Broadcast(config) => serve_broadcast(&config, loops, limits, &surroundings, register),
         Protocol::Echo if workers == 1 => serve(Echo, limits, &surroundings, |_| Ok(())),
         Protocol::Echo => serve_with_workers(loops, limits, &surroundings, &[], |_| Ok(Echo), |_| ()),
         Protocol::Http(config, content) => {
@@ -141,6 +128,28 @@ fn run(options: Options) -> io::Result<Stopped> {
             stopped
         }
     }
+}
+
+/// One broadcast server, in as many loops as there are.
+fn serve_broadcast(
+    config: &BroadcastConfig,
+    loops: Loops,
+    limits: Limits,
+    surroundings: &Surroundings<'_>,
+    register: impl Fn(usize, ProtocolMetrics) + Sync,
+) -> io::Result<Stopped> {
+    if loops.count.get() == 1 {
+        let broadcast = Broadcast::new(config.clone());
+        register(0, ProtocolMetrics::Broadcast(broadcast.metrics()));
+        return serve(broadcast, limits, surroundings, |_| Ok(()));
+    }
+    let others = BroadcastLoops::new(loops.count.get());
+    let factory = |worker: &Worker<_>| {
+        let broadcast = Broadcast::for_worker(config.clone(), &others, worker)?;
+        register(worker.index(), ProtocolMetrics::Broadcast(broadcast.metrics()));
+        Ok(broadcast)
+    };
+    serve_with_workers(loops, limits, surroundings, &[], factory, |_| ())
 }
 
 /// Each connection takes a descriptor, and the usual soft limit of 1024 is there for select(2), which this
