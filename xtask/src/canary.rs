@@ -76,7 +76,7 @@ const DEFECTS: [Defect; 28] = [
     Defect {
         name: "drops output that waits when it closes",
         file: "crates/epoll-reactor/src/ctx.rs",
-        right: "            } else {\n                connection.begin_close(reason);\n                self.mark_dirty(id);\n",
+        right: "            } else {\n                self.begin_close(id, reason);\n",
         wrong: "            } else {\n                self.kill(id, reason);\n",
     },
     Defect {
@@ -100,8 +100,8 @@ const DEFECTS: [Defect; 28] = [
     Defect {
         name: "forgets the messages that were over a turn's budget",
         file: "crates/epoll-reactor/src/turn.rs",
-        right: "self.more_messages = self.remote.shared().take(budget, &mut self.inbox);",
-        wrong: "self.more_messages = self.remote.shared().take(budget, &mut self.inbox) && false;",
+        right: "self.more_messages = taken.more;",
+        wrong: "self.more_messages = false;",
     },
     Defect {
         name: "loses the rest of a write that was cut short",
