@@ -154,22 +154,25 @@ impl View {
         let before = self.before.as_ref().map(|before| &before.metrics);
         let rows = loops.iter().map(|(index, up)| {
             let labels = [("loop", index.as_str())];
-            let quantile = |name, part| {
-                let time = now.metrics.quantile(before, name, &labels, part);
-                time.map_or("-".to_owned(), seconds)
-            };
-            let value = |name| seconds(now.metrics.sum(name, &labels));
+            let sum = |name| now.metrics.sum(name, &labels);
             let (turn, lag) = ("epoll_turn_duration_seconds", "epoll_poll_lag_seconds");
+            let (longest_turn, longest_lag) =
+                (sum("epoll_turn_longest_seconds"), sum("epoll_poll_lag_longest_seconds"));
+            // A quantile is rounded up to a bound of the histogram, which may lie above all that came, or be none.
+            let quantile = |name, part, longest| {
+                let time = now.metrics.quantile(before, name, &labels, part);
+                time.map_or("-".to_owned(), |time| seconds(time.min(longest)))
+            };
             TableRow::new([
                 if *up > 0.0 { index.clone() } else { format!("{index} (ended)") },
                 count(now.metrics.sum("epoll_connections", &labels)),
-                quantile(turn, 0.5),
-                quantile(turn, 0.99),
-                value("epoll_turn_longest_seconds"),
-                quantile(lag, 0.5),
-                quantile(lag, 0.99),
-                value("epoll_poll_lag_longest_seconds"),
-                value("epoll_in_turn_seconds"),
+                quantile(turn, 0.5, longest_turn),
+                quantile(turn, 0.99, longest_turn),
+                seconds(longest_turn),
+                quantile(lag, 0.5, longest_lag),
+                quantile(lag, 0.99, longest_lag),
+                seconds(longest_lag),
+                seconds(sum("epoll_in_turn_seconds")),
             ])
         });
         let names = ["loop", "connections", "turn p50", "p99", "max", "lag p50", "p99", "max", "in turn for"];
@@ -294,7 +297,6 @@ fn size(bytes: u64) -> String {
 /// With three digits or so.
 fn seconds(time: f64) -> String {
     match time {
-        time if !time.is_finite() => ">16 s".to_owned(),
         time if time < 0.001 => format!("{:.0} µs", time * 1e6),
         time if time < 1.0 => format!("{:.1} ms", time * 1e3),
         time => format!("{time:.1} s"),

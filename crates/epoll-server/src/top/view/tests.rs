@@ -84,6 +84,24 @@ fn a_server_that_was_started_anew_has_no_negative_rates() {
 }
 
 #[test]
+fn no_quantile_is_above_the_longest() {
+    let family = |name: &str, bound: &str, longest: &str| {
+        format!(
+            "{name}_seconds_bucket{{loop=\"0\",le=\"0.000064\"}} 0\n{name}_seconds_bucket{{loop=\"0\",le=\"{bound}\"}} 9\n\
+             {longest}\n"
+        )
+    };
+    let turn = family("epoll_turn_duration", "0.000128", "epoll_turn_longest_seconds{loop=\"0\"} 0.000098");
+    let lag = family("epoll_poll_lag", "+Inf", "epoll_poll_lag_longest_seconds{loop=\"0\"} 20");
+    let mut stuck = sample(Instant::now(), 5, Vec::new());
+    stuck.metrics = Metrics::parse(&format!("epoll_loop_up{{loop=\"0\"}} 1\n{turn}{lag}")).unwrap();
+    let mut view = View::new("a:1");
+    view.update(Ok(stuck));
+    let text = frame(&view, 120, 40);
+    assert_eq!((text.matches("98 µs").count(), text.matches("20.0 s").count()), (3, 3), "{text}");
+}
+
+#[test]
 fn connections_that_cannot_be_listed_take_nothing_else_away() {
     let mut view = View::new("a:1");
     let mut stuck = sample(Instant::now(), 5, Vec::new());
