@@ -15,29 +15,32 @@ pub(super) fn size(text: &str) -> Result<usize, String> {
 
 /// The form alone, so that what cannot be an address is an error of the command line; names are looked up later.
 pub(super) fn address(text: &str) -> Result<String, String> {
-    if let Some(path) = text.strip_prefix("unix:") {
-        return if path.is_empty() { Err("no path after unix:".to_owned()) } else { Ok(text.to_owned()) };
-    }
-    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
-    // `::1:7000` could be an address and a port, or a longer address.
-    let bare = host.contains(':') && text.parse::<SocketAddr>().is_err();
-    let no_port = port.parse::<u16>().is_err();
-    match host {
-        "" if no_port => Err("expected ADDRESS:PORT, [IPv6]:PORT or unix:PATH".to_owned()),
-        "" => Err(format!("expected ADDRESS:PORT, such as 127.0.0.1:{port} or [::]:{port}")),
-        _ if bare => Err("an IPv6 address is written [IPv6]:PORT".to_owned()),
-        _ if no_port => Err("its port is not a number up to 65535".to_owned()),
-        "*" => Err(format!("every address is 0.0.0.0:{port} for IPv4 or [::]:{port} for both")),
-        _ => Ok(text.to_owned()),
+    match text.strip_prefix("unix:") {
+        Some("") => Err("no path after unix:".to_owned()),
+        Some(_) => Ok(text.to_owned()),
+        None => host_and_port(text, "HOST:PORT, [IPv6]:PORT or unix:PATH"),
     }
 }
 
 /// The same without Unix sockets, which neither Prometheus nor a browser knows.
 pub(super) fn tcp_address(text: &str) -> Result<String, String> {
-    if text.starts_with("unix:") {
-        return Err("expected HOST:PORT or [IPv6]:PORT".to_owned());
+    const FORMS: &str = "HOST:PORT or [IPv6]:PORT";
+    if text.starts_with("unix:") { Err(format!("expected {FORMS}")) } else { host_and_port(text, FORMS) }
+}
+
+fn host_and_port(text: &str, forms: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
+    // `::1:7000` could be an address and a port, or a longer address.
+    let bare = host.contains(':') && text.parse::<SocketAddr>().is_err();
+    let no_port = port.parse::<u16>().is_err();
+    match host {
+        "" if no_port => Err(format!("expected {forms}")),
+        "" => Err(format!("expected HOST:PORT, such as 127.0.0.1:{port} or [::]:{port}")),
+        _ if bare => Err("an IPv6 address is written [IPv6]:PORT".to_owned()),
+        _ if no_port => Err("its port is not a number up to 65535".to_owned()),
+        "*" => Err(format!("every address is 0.0.0.0:{port} for IPv4 or [::]:{port} for both")),
+        _ => Ok(text.to_owned()),
     }
-    address(text)
 }
 
 /// `GET / HTTP/1.1` with a `Host` of some length.
