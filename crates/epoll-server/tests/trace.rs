@@ -13,9 +13,10 @@
 mod support;
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::Path;
 
-use support::{Server, outcome};
+use support::{Client, Server, outcome};
 
 fn printed(file: &Path) -> Vec<String> {
     let (code, output, errors) = outcome(&["trace", file.to_str().unwrap()]);
@@ -55,6 +56,31 @@ fn a_signal_has_what_happened_written_and_the_server_serves_on() {
     let left: Vec<_> =
         fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["trace"], "nothing half written");
+}
+
+#[test]
+fn a_connection_has_the_same_name_there_as_in_the_list_of_the_admin_server() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("trace");
+    let mut server =
+        Server::start(&["echo", "--admin", "127.0.0.1:0", "--trace-file", file.to_str().unwrap()]);
+    let line = server.printed();
+    let admin = line.strip_prefix("admin on ").expect("the admin address");
+    let mut client = server.connect();
+    client.send("hello\n");
+    assert_eq!(client.line(), b"hello\n");
+    let mut operator = Client::from_tcp(TcpStream::connect(admin).unwrap());
+    operator.send("GET /connections HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let answer = String::from_utf8(operator.rest()).unwrap();
+    let id = answer.split("\"id\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("an id");
+    server.signal("USR1");
+    server.logged("records of what loop 0 did are in");
+    let lines = printed(&file);
+    assert!(
+        lines.iter().any(|line| line.ends_with(&format!("connection {id}: accepted"))),
+        "{id}: {lines:#?}"
+    );
+    assert_eq!(server.stop().code, Some(0));
 }
 
 #[test]

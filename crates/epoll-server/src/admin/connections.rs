@@ -64,7 +64,7 @@ struct List {
 
 #[derive(Serialize)]
 struct Row {
-    /// In text: many readers of JSON have no whole numbers above 2^53.
+    /// The connection's name in its loop, as the log and `epoll-server trace` have it, such as `7.3`.
     id: String,
     #[serde(rename = "loop")]
     index: usize,
@@ -184,7 +184,7 @@ impl Pending {
 impl Row {
     fn new(index: usize, info: &ConnectionInfo) -> Self {
         Self {
-            id: info.id.as_u64().to_string(),
+            id: info.id.to_string(),
             index,
             peer: info.peer.to_string(),
             state: info.state.name(),
