@@ -1,4 +1,4 @@
-//! An event-driven TCP server loop on edge-triggered epoll(7): one thread, one loop, callbacks. Linux only.
+//! An event-driven TCP server loop on edge-triggered epoll(7): callbacks of a loop, which has one thread. Linux only.
 //!
 //! A server is a [`Handler`]: callbacks for a connection's bytes, its end, its timers. A [`Reactor`] runs it,
 //! with any number of listeners and outbound connections, bounded buffers with backpressure, timers, messages

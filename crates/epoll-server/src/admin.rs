@@ -208,7 +208,7 @@ fn is_draining(readings: &[LoopSnapshot]) -> bool {
 const INDEX: &[u8] = b"/metrics       what the loops count, for Prometheus\n\
     /healthz       200, or 503 if a loop is stuck or has died\n\
     /readyz        200, or 503 while the server drains\n\
-    /connections   in JSON; ?sort=age, traffic, queued or held, and ?limit= up to 1000\n";
+    /connections   in JSON; ?sort=age, traffic, queued or held, and &limit= up to 1000\n";
 
 impl Service for Site {
     type Message = Part;

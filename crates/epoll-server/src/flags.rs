@@ -66,7 +66,7 @@ Exit codes:
 Each protocol has its own flags and limits: `epoll-server http --help`, `epoll-server broadcast --help`."
 );
 
-/// Serve many TCP clients from one thread, or a few: broadcast lines, echo bytes, or answer HTTP/1.1.
+/// Serve many TCP clients from one loop, or several, each on one thread: broadcast lines, echo bytes, or answer HTTP/1.1.
 #[derive(Debug, Parser)]
 #[command(version, after_long_help = AFTER_HELP)]
 #[command(subcommand_help_heading = "Protocols, and other commands", subcommand_value_name = "PROTOCOL")]
@@ -155,7 +155,7 @@ pub(crate) struct CommonFlags {
     ///
     /// Events, callbacks and how long they took, reads, writes, ends; `epoll-server trace FILE` prints them. It replaces the
     /// file, for a panic no more often than every 10 seconds. With several --workers the files are FILE.0, FILE.1 and so
-    /// on. Remembering takes a small HTTP request seven percent more instructions.
+    /// on. Nothing is opened before: where it cannot be written, the log says so then. Remembering takes a small HTTP request seven percent more instructions.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) trace_file: Option<PathBuf>,
 
@@ -204,6 +204,9 @@ pub(crate) enum ProtocolFlags {
     /// output waits: `epoll-server top --admin ADDR`, with the address that the server was given. Only --admin matters here.
     Top,
     /// Print a file of --trace-file: one line for each thing that a loop did, the oldest first
+    ///
+    /// The time is when it began. What took time is noted at its end, so a turn comes behind what it consists of. `connection
+    /// 7.3` is that of the same id in `/connections` of --admin, in the same loop. No option matters here.
     Trace(TraceFlags),
 }
 
@@ -229,7 +232,8 @@ pub(crate) struct BroadcastFlags {
     /// How much may wait in the server for a client that reads slowly
     ///
     /// A size such as 1MiB or 500000 (bytes). The kernel holds up to some megabytes more for each client. What
-    /// happens beyond it, --slow-receivers says.
+    /// happens beyond it, --slow-receivers says. With several --workers about as much may be on its way to a loop from
+    /// all others; beyond it senders wait.
     #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = size)]
     pub(crate) receiver_limit: usize,
 

@@ -15,7 +15,7 @@ use super::service::{Answered, BodyFlow, BodyMode, RequestId, Service};
 use super::{HeaderError, Request, Response};
 
 /// A [`Service`] made of routes around another one, which is their shared state: handlers get it as `&mut T`, without a
-/// lock, since everything runs on one thread. Requests that no route's path matches go to its own
+/// lock, since all of a loop runs on one thread. Requests that no route's path matches go to its own
 /// [`call`](Service::call), and everything that is not a call as well.
 ///
 /// A path matches segment by segment. `{name}` stands for one segment that is not empty, `{name...}`, as the last, for
