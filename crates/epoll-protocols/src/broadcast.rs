@@ -152,8 +152,9 @@ impl Broadcast {
         worker: &Worker<BroadcastMessage, K>,
     ) -> io::Result<Self> {
         let peers = Peers::new(loops, worker, config.receiver_limit)?;
-        let peers = (worker.count() > 1).then_some(peers);
-        Ok(Self { peers, ..Self::new(config) })
+        let mut broadcast = Self::new(config);
+        broadcast.peers = (worker.count() > 1).then_some(peers);
+        Ok(broadcast)
     }
 
     fn number(&self, id: ConnId) -> u64 {
@@ -302,6 +303,13 @@ fn compose(message: &mut Vec<u8>, number: u64, line: &[u8]) {
     message.clear();
     for part in [b"[Client_", itoa::Buffer::new().format(number).as_bytes(), b"] ", line, b"\n"] {
         message.extend_from_slice(part);
+    }
+}
+
+/// Its metrics stay where they can be read, and clients of a loop that has died lag no more.
+impl Drop for Broadcast {
+    fn drop(&mut self) {
+        self.metrics.lagging.set(0);
     }
 }
 

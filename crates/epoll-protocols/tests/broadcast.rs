@@ -347,26 +347,33 @@ fn several_lines_above_its_limit_in_one_turn_disconnect_a_receiver_once() {
 }
 
 #[test]
-fn a_receiver_that_leaves_is_no_longer_one_that_lags() {
-    let kernel = Watched::new();
-    let sends = kernel.sends.clone();
-    let config = BroadcastConfig {
-        receiver_limit: 100,
-        slow_receivers: SlowReceivers::Drop,
-        ..BroadcastConfig::default()
-    };
-    let mut room = room_on(kernel, config);
-    let [mut sender, slow] = join(&mut room);
-    sends.held_back.set(true);
-    for _ in 0..7 {
-        sender.push(LINE);
-        room.settle();
+fn receivers_that_leave_or_whose_loop_is_no_more_do_not_lag() {
+    for loop_ends in [false, true] {
+        let kernel = Watched::new();
+        let sends = kernel.sends.clone();
+        let config = BroadcastConfig {
+            receiver_limit: 100,
+            slow_receivers: SlowReceivers::Drop,
+            ..BroadcastConfig::default()
+        };
+        let mut room = room_on(kernel, config);
+        let metrics = room.reactor.handler().metrics();
+        let [mut sender, slow] = join(&mut room);
+        sends.held_back.set(true);
+        for _ in 0..7 {
+            sender.push(LINE);
+            room.settle();
+        }
+        let counted = metrics.read();
+        assert_eq!((counted.deliveries, counted.skipped, counted.lagging), (5, 2, 1));
+        if loop_ends {
+            drop(room);
+        } else {
+            drop(slow);
+            room.until("it to leave", |room| room.reactor.ctx().connections() == 1);
+        }
+        assert_eq!(metrics.read().lagging, 0, "{loop_ends}");
     }
-    let counted = room.reactor.handler().metrics().read();
-    assert_eq!((counted.deliveries, counted.skipped, counted.lagging), (5, 2, 1));
-    drop(slow);
-    room.until("it to leave", |room| room.reactor.ctx().connections() == 1);
-    assert_eq!(room.reactor.handler().metrics().read().lagging, 0);
 }
 
 #[test]

@@ -285,6 +285,13 @@ impl LoopMetrics {
         }
     }
 
+    /// The loop is no more, and so are its connections, its turn and what it held. No reason is counted for connections that
+    /// it still had.
+    pub(crate) fn note_gone(&self) {
+        self.states.iter().chain([&self.buffered, &self.in_turn_since]).for_each(|now| now.set(0));
+        self.note_phase(LoopPhase::Ended);
+    }
+
     pub(crate) fn note_phase(&self, phase: LoopPhase) {
         self.phase.set(self.phase.get().max(phase as u64));
     }
@@ -335,7 +342,7 @@ impl LoopSnapshot {
         CloseReason::NAMES.into_iter().zip(self.closes)
     }
 
-    /// How many connections are in each state now. One that is to be taken apart at the end of the turn is in none.
+    /// How many connections are in each state now: none of a loop that has died. One that is to be taken apart at the end of the turn is in none.
     pub fn connections(&self) -> impl Iterator<Item = (ConnectionState, u64)> + '_ {
         ConnectionState::ALL.into_iter().zip(self.states)
     }

@@ -13,7 +13,7 @@ use crate::ctx::Ctx;
 use crate::handler::Handler;
 use crate::limits::Limits;
 use crate::listener::Listener;
-use crate::metrics::{LoopMetrics, LoopPhase};
+use crate::metrics::LoopMetrics;
 use crate::remote::Remote;
 use crate::slab::Slab;
 use crate::token::{ConnId, ListenerId, SourceId, Token};
@@ -369,7 +369,7 @@ impl<H: Handler, K: Kernel> Drop for Reactor<H, K> {
         if self.in_turn && thread::panicking() {
             self.tell_of_panic();
         }
-        self.ctx.metrics.note_phase(LoopPhase::Ended);
+        self.ctx.metrics.note_gone();
     }
 }
 

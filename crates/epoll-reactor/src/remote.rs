@@ -259,9 +259,9 @@ impl<M, F> Shared<M, F> {
             queue.closed = true;
             (std::mem::take(&mut queue.messages), std::mem::take(&mut queue.inspections))
         };
-        // Not under the lock: what a message does when it is dropped is its own affair.
-        drop(left);
         self.metrics.note_phase(LoopPhase::Ended);
+        // Not under the lock, and last: what a message does when it is dropped is its own affair.
+        drop(left);
     }
 
     /// A sender that panicked while it held the lock had done nothing by halves: its message is in or not.

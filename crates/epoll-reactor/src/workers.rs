@@ -295,9 +295,10 @@ impl<M: Send> Workers<M> {
                 let Some(worker) = Worker::new(index, Arc::clone(&remotes)) else { break };
                 let (words, factory) = (words.clone(), &factory);
                 let run = move || {
-                    let ended = catch_unwind(AssertUnwindSafe(|| start.run(&worker, factory, &words)));
-                    worker.remote.shared().abandon();
-                    words.tell(Word::Ended(index, ended.map_err(|panic| what_it_said(&*panic))));
+                    let ended = caught(|| start.run(&worker, factory, &words));
+                    // It may drop messages, and whatever they do then, the last word is waited for.
+                    let left = caught(|| worker.remote.shared().abandon());
+                    words.tell(Word::Ended(index, left.and(ended)));
                 };
                 if let Err(error) = thread::Builder::new().name(thread_name(index)).spawn_scoped(scope, run) {
                     supervisor.give_up(index, error);
@@ -366,6 +367,11 @@ fn steer(groups: Vec<Group>, cpus: Option<&[usize]>) -> io::Result<Vec<Listeners
 /// The name of a loop's thread, and what the log calls it. The kernel shows 15 bytes of it.
 fn thread_name(index: usize) -> String {
     format!("worker-{index}")
+}
+
+/// What `call` returns, or what it said when it panicked.
+fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|panic| what_it_said(&*panic))
 }
 
 fn what_it_said(panic: &(dyn std::any::Any + Send)) -> String {

@@ -103,6 +103,18 @@ fn connections_are_counted_in_their_states_and_ends_by_their_reasons() {
 }
 
 #[test]
+fn a_loop_that_dies_has_no_connections() {
+    let mut harness = Harness::new(Script::default());
+    let metrics = harness.reactor.metrics();
+    let (_peer, id) = harness.open();
+    harness.ctx().account(id, 12_345);
+    harness.turn();
+    assert_eq!((states(&metrics), metrics.read().buffered), (BTreeMap::from([("open", 1)]), 12_345));
+    drop(harness);
+    assert_eq!((states(&metrics), metrics.read().buffered), (BTreeMap::new(), 0));
+}
+
+#[test]
 fn one_that_is_being_connected_is_in_a_state_of_its_own() {
     let mut harness = Harness::new(Script::default());
     let metrics = harness.reactor.metrics();

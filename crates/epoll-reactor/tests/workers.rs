@@ -336,6 +336,36 @@ fn each_loop_has_numbers_of_its_own_and_its_panics_can_be_looked_at() {
 }
 
 #[test]
+fn whatever_a_message_does_when_it_is_dropped_the_end_of_its_loop_is_heard_of() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    struct Taker;
+    impl Handler for Taker {
+        type Conn = ();
+        type Message = Bomb;
+
+        fn on_data(&mut self, _: &mut Ctx, _: ConnId, (): &mut (), input: &[u8]) -> usize {
+            input.len()
+        }
+    }
+    let workers = Workers::new(NonZeroUsize::MIN, Limits::default()).unwrap();
+    assert!(workers.remotes()[0].send(Bomb).is_ok());
+    let (ended, end) = channel();
+    let remotes = Arc::clone(workers.remotes());
+    std::thread::spawn(move || {
+        let result = workers.run(|_| Err::<Taker, _>(io::Error::other("no")), |_| ());
+        ended.send(result.map_err(|error| error.to_string())).unwrap();
+    });
+    let error = end.recv_timeout(PATIENCE).expect("an end").unwrap_err();
+    assert!(error.contains("dropped"), "{error}");
+    assert_eq!(remotes[0].metrics().read().phase, LoopPhase::Ended);
+}
+
+#[test]
 fn loops_that_never_run_have_ended() {
     let workers = workers(2, Limits::default());
     let remotes = Arc::clone(workers.remotes());

@@ -7,12 +7,14 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use epoll_reactor::Address;
+use epoll_reactor::{Address, ConnId, Ctx, Handler, Limits, Reactor, Signal};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use sample::Sample;
 use view::View;
+
+use crate::SIGNALS;
 
 mod metrics;
 mod sample;
@@ -24,7 +26,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a key may wait for a sample to be looked for, and the other way round.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Shows the server whose admin server listens at `address`, until somebody presses q or Ctrl-C.
+/// Shows the server whose admin server listens at `address`, until somebody presses q or Ctrl-C, or a signal asks for the
+/// end.
 ///
 /// # Errors
 /// There is no terminal, the address cannot be found, or nobody answers there who is such a server.
@@ -34,11 +37,30 @@ pub(crate) fn run(address: &str) -> io::Result<()> {
     if !io::stdout().is_terminal() {
         return Err(io::Error::other("top shows things in a terminal, and standard output is none"));
     }
+    // Before any thread is started, as it says itself.
+    let mut signals = Reactor::new(Signalled(false), Limits::default())?;
+    signals.watch_signals(&SIGNALS)?;
     let (sender, samples) = sync_channel(1);
     thread::Builder::new().name("sampler".to_owned()).spawn(move || ask_again(target, &sender))?;
     let mut view = View::new(address);
     view.update(Ok(first));
-    in_terminal(|terminal| show(terminal, &mut view, &samples))
+    in_terminal(|terminal| show(terminal, &mut view, &samples, &mut signals))
+}
+
+/// Whether a signal has asked for the end. It would leave the terminal as it is, had it its way.
+struct Signalled(bool);
+
+impl Handler for Signalled {
+    type Conn = ();
+    type Message = ();
+
+    fn on_data(&mut self, _: &mut Ctx, _: ConnId, (): &mut (), input: &[u8]) -> usize {
+        input.len()
+    }
+
+    fn on_signal(&mut self, _: &mut Ctx, _: Signal) {
+        self.0 = true;
+    }
 }
 
 /// Hands the terminal to `show`, and puts it back behind that, and before a panic is told of.
@@ -78,9 +100,14 @@ fn show(
     mut terminal: DefaultTerminal,
     view: &mut View,
     samples: &Receiver<io::Result<Sample>>,
+    signals: &mut Reactor<Signalled>,
 ) -> io::Result<()> {
     let mut changed = true;
     loop {
+        signals.turn(Some(Duration::ZERO))?;
+        if signals.handler().0 {
+            return Ok(());
+        }
         match samples.try_recv() {
             Ok(sample) => {
                 view.update(sample);

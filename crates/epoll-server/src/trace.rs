@@ -76,12 +76,21 @@ impl TraceFile {
     }
 }
 
-/// Nobody finds half a file there, and what was there before is lost only when there is something new.
+/// Nobody finds half a file there, and what was there before is lost only when there is something new. Where others may
+/// write to the directory, it is not for them to say what is written to, nor to have the loop wait: nothing that is
+/// there already is opened.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "what is there is not a regular file"));
+    }
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
     let part = PathBuf::from(part);
-    let written = fs::write(&part, bytes).and_then(|()| fs::rename(&part, path));
+    // Left by a process that was killed, as a rule. If it is not there, or stays, the next call knows.
+    let _: io::Result<()> = fs::remove_file(&part);
+    let written = File::create_new(&part)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(&part, path));
     if written.is_err() {
         // What there is of it is of no use; the error is the one to tell.
         let _: io::Result<()> = fs::remove_file(&part);

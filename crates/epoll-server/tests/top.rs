@@ -12,6 +12,7 @@
 
 mod support;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -62,6 +63,14 @@ impl Top {
     fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
         self.keys.flush().unwrap();
+    }
+
+    /// To the child of script(1), which `exec` has made it.
+    fn signal(&self, name: &str) {
+        let script = self.child.id();
+        let child = fs::read_to_string(format!("/proc/{script}/task/{script}/children")).unwrap();
+        let sent = Command::new("sh").args(["-c", &format!("kill -s {name} {child}")]).status();
+        assert!(sent.unwrap().success(), "kill -s {name} {child}");
     }
 
     /// The exit code, once it has ended by itself.
@@ -125,6 +134,18 @@ fn control_c_ends_it() {
     top.press("\x03");
     top.shows(LEAVES);
     assert_eq!(top.wait(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_it_and_leaves_the_terminal_as_it_was() {
+    let (_server, admin) = start(&["echo"]);
+    for signal in ["TERM", "INT"] {
+        let mut top = Top::start(&admin);
+        top.shows("top - ");
+        top.signal(signal);
+        top.shows(LEAVES);
+        assert_eq!(top.wait(), Some(0));
+    }
 }
 
 #[test]

@@ -14,7 +14,9 @@ mod support;
 
 use std::fs;
 use std::net::TcpStream;
+use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
 use support::{Client, Server, outcome, poll};
 
@@ -119,6 +121,49 @@ fn a_file_that_cannot_be_written_costs_a_line_in_the_log() {
     client.send("b\n");
     assert_eq!(client.line(), b"b\n");
     assert_eq!(server.stop().code, Some(0));
+}
+
+/// In a directory that others may write to, such as /tmp.
+#[test]
+fn what_somebody_else_has_put_there_is_neither_written_to_nor_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let [file, part, other] = ["trace", "trace.part", "other"].map(|name| directory.path().join(name));
+    fs::write(&other, "precious").unwrap();
+    let mut server = Server::start(&["echo", "--trace-file", file.to_str().unwrap()]);
+    let mut client = server.connect();
+    let mut written = |say: &str| {
+        server.signal("USR1");
+        server.logged(say);
+        client.send("hello\n");
+        assert_eq!(client.line(), b"hello\n");
+    };
+    symlink(&other, &part).unwrap();
+    written("records of what loop 0 did are in");
+    assert_eq!(fs::read(&other).unwrap(), b"precious");
+    assert!(!fs::symlink_metadata(&file).unwrap().is_symlink());
+    // To open it would be to wait for a reader.
+    let made = Command::new("mkfifo").arg(&part).status().unwrap();
+    assert!(made.success());
+    written("records of what loop 0 did are in");
+    assert!(printed(&file).iter().any(|line| line.contains("write, 6 bytes")));
+    // What is no file of ours is not replaced by one: /dev/null, if it is root's server.
+    fs::remove_file(&file).unwrap();
+    symlink(&other, &file).unwrap();
+    written("what is there is not a regular file");
+    assert!(fs::symlink_metadata(&file).unwrap().is_symlink());
+    assert!(!part.exists());
+    assert_eq!(server.stop().code, Some(0));
+}
+
+#[test]
+fn a_file_with_times_before_1970_is_printed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    let count_and_times = [1_u64, 0, u64::MAX, 0].map(u64::to_le_bytes).concat();
+    let head = [&b"EPOLLREC\x01\0\x20\0\0\0\0\0"[..], &count_and_times].concat();
+    fs::write(&file, [head, [&[0; 30][..], &[1, 0]].concat()].concat()).unwrap();
+    let lines = printed(&file);
+    assert_eq!(lines[1], "1970-01-01T00:00:00.000000000Z turn with 0 events, 0ns");
 }
 
 #[test]

@@ -119,11 +119,12 @@ impl Recording {
         })
     }
 
-    /// The wall clock at the time of `record`, as this clock was when the recording was made.
+    /// The wall clock at the time of `record`, as this clock was when the recording was made; 1970 for what would be
+    /// before that, in a file that somebody else has made up.
     #[must_use]
     pub fn wall_at(&self, record: &Record) -> SystemTime {
         let (before, after) = (self.time - record.time, record.time - self.time);
-        self.wall.checked_sub(before).unwrap_or(UNIX_EPOCH) + after
+        self.wall.checked_sub(before).unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH) + after
     }
 }
 
