@@ -16,7 +16,7 @@ pub(crate) struct Options {
 }
 
 /// Each must be found by one of so many runs, of a few milliseconds each.
-const RUNS: u64 = 4000;
+const RUNS: u64 = 1000;
 
 /// More than so many runs take on any machine: how fast it is must not decide what is found.
 const MINUTES: &str = "600";
