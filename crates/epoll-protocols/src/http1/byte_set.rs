@@ -31,9 +31,8 @@ impl ByteSet {
         self.0.get(usize::from(byte)).copied().unwrap_or(false)
     }
 
-    /// [`contains_all`](Self::contains_all) for the compiler, which can neither call closures nor `get`.
     #[expect(clippy::indexing_slicing, reason = "256 elements, and an index of eight bits")]
-    pub(super) const fn contains_all_of_constant(&self, mut bytes: &[u8]) -> bool {
+    pub(super) const fn contains_all(&self, mut bytes: &[u8]) -> bool {
         while let [byte, rest @ ..] = bytes {
             if !self.0[*byte as usize] {
                 return false;
@@ -42,18 +41,17 @@ impl ByteSet {
         }
         true
     }
-
-    pub(super) fn contains_all(&self, bytes: &[u8]) -> bool {
-        bytes.iter().all(|byte| self.contains(*byte))
-    }
 }
 
 /// Whether `value` can stand behind a field's name (RFC 9110 section 5.5): no control byte but tab.
-pub(super) fn is_field_value(value: &[u8]) -> bool {
-    let bad = value.iter().fold(0_u8, |bad, byte| {
-        bad | (u8::from(*byte < b' ') & u8::from(*byte != b'\t')) | u8::from(*byte == 0x7f)
-    });
-    bad == 0
+pub(super) const fn is_field_value(mut value: &[u8]) -> bool {
+    // Without branches, so that many bytes are looked at together.
+    let mut bad = false;
+    while let [byte, rest @ ..] = value {
+        bad |= ((*byte < b' ') & (*byte != b'\t')) | (*byte == 0x7f);
+        value = rest;
+    }
+    !bad
 }
 
 #[cfg(test)]

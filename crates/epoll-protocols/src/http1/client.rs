@@ -33,7 +33,6 @@ impl Client {
             ctx.resume_reading(id);
         }
         self.set_timer(ctx, id, config);
-        ctx.account(id, self.held());
     }
 
     fn set_timer(&mut self, ctx: &mut Ctx, id: ConnId, config: &HttpConfig) {

@@ -5,7 +5,7 @@ use std::fmt;
 
 #[cfg(doc)]
 use super::Response;
-use super::byte_set::TOKEN;
+use super::byte_set::{TOKEN, is_field_value};
 use super::response::{HeaderError, RESERVED};
 
 /// A field line (RFC 9110 section 5) that is known to be good, for [`Response::field_line`].
@@ -54,11 +54,23 @@ impl fmt::Debug for FieldLine {
     }
 }
 
-/// What [`Response::header`] checks, for the compiler to do.
+/// A line, as name and value.
 const fn check(line: &[u8]) -> Result<(), HeaderError> {
     let Some(colon) = position(line, b':') else { return Err(HeaderError::Name) };
-    let (name, value) = line.split_at(colon);
-    if name.is_empty() || !TOKEN.contains_all_of_constant(name) {
+    let (name, after) = line.split_at(colon);
+    match after {
+        [b':', b' ', value @ ..] => check_field(name, value),
+        // A bad name is told first.
+        _ => match check_field(name, b"") {
+            Ok(()) => Err(HeaderError::Value),
+            Err(error) => Err(error),
+        },
+    }
+}
+
+/// The rules of [`Response::header`]. The compiler can apply them too.
+pub(super) const fn check_field(name: &[u8], value: &[u8]) -> Result<(), HeaderError> {
+    if name.is_empty() || !TOKEN.contains_all(name) {
         return Err(HeaderError::Name);
     }
     let mut reserved: &[&str] = &RESERVED;
@@ -68,15 +80,7 @@ const fn check(line: &[u8]) -> Result<(), HeaderError> {
         }
         reserved = rest;
     }
-    let [b':', b' ', value @ ..] = value else { return Err(HeaderError::Value) };
-    let mut value: &[u8] = value;
-    while let [byte, rest @ ..] = value {
-        if byte.is_ascii_control() && *byte != b'\t' {
-            return Err(HeaderError::Value);
-        }
-        value = rest;
-    }
-    Ok(())
+    if is_field_value(value) { Ok(()) } else { Err(HeaderError::Value) }
 }
 
 const fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
@@ -91,13 +95,16 @@ const fn position(bytes: &[u8], wanted: u8) -> Option<usize> {
 }
 
 const fn is_same(mut one: &[u8], mut other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
     while let ([first, rest @ ..], [second, others @ ..]) = (one, other) {
         if !first.eq_ignore_ascii_case(second) {
             return false;
         }
         (one, other) = (rest, others);
     }
-    one.is_empty() && other.is_empty()
+    true
 }
 
 #[cfg(test)]

@@ -183,16 +183,9 @@ impl<S: Service> Http<S> {
 
     /// Sees to what the codec has said, and to the deadline that now applies.
     fn follow(&mut self, ctx: &mut Ctx, id: ConnId, next: Next) {
-        let mut next = next;
-        while let Some(client) = self.clients.get_mut(id) {
-            if next == Next::MoreInput {
-                client.expect_input(ctx, id, &self.config);
-                return;
-            }
-            match self.follow_once(ctx, id, next) {
-                Some(more) => next = more,
-                None => break,
-            }
+        let mut next = Some(next);
+        while let Some(what) = next {
+            next = self.follow_once(ctx, id, what);
         }
         if let Some(client) = self.clients.get(id) {
             ctx.account(id, client.held());

@@ -7,8 +7,7 @@ use bytes::Bytes;
 use epoll_reactor::FileSlice;
 
 use super::Request;
-use super::byte_set::{TOKEN, is_field_value};
-use super::field_line::FieldLine;
+use super::field_line::{FieldLine, check_field};
 
 /// What a service answers: `200` with no fields and no body until it says otherwise.
 ///
@@ -112,15 +111,7 @@ impl Response {
     /// nothing a client sent, put into a value, can start a new line.
     pub fn header(&mut self, name: &str, value: impl AsRef<[u8]>) -> Result<(), HeaderError> {
         let value = value.as_ref();
-        if name.is_empty() || !TOKEN.contains_all(name.as_bytes()) {
-            return Err(HeaderError::Name);
-        }
-        if RESERVED.iter().any(|reserved| reserved.eq_ignore_ascii_case(name)) {
-            return Err(HeaderError::Reserved);
-        }
-        if !is_field_value(value) {
-            return Err(HeaderError::Value);
-        }
+        check_field(name.as_bytes(), value)?;
         self.fields.reserve(name.len() + value.len() + 4);
         for part in [name.as_bytes(), b": ", value, b"\r\n"] {
             self.fields.extend_from_slice(part);
