@@ -23,9 +23,11 @@ use epoll_reactor::{
 use crate::http::TEXT;
 use connections::{Lists, Part};
 use exposition::Exposition;
+use hosts::Hosts;
 
 mod connections;
 mod exposition;
+mod hosts;
 
 /// Operators are few, and each answer may be large.
 pub(crate) const CONNECTIONS: usize = 64;
@@ -45,6 +47,7 @@ const NEVER_CACHED: FieldLine = FieldLine::new("Cache-Control: no-store");
 /// Where it is to listen, and what the loops' handlers tell it.
 pub(crate) struct Admin {
     candidates: Vec<Address>,
+    hosts: Arc<Hosts>,
     protocols: Arc<[OnceLock<ProtocolMetrics>]>,
 }
 
@@ -73,7 +76,8 @@ impl LoopView {
 }
 
 impl Admin {
-    /// `text` stands for `candidates`, and there are so many `loops`.
+    /// `text` stands for `candidates`, and there are so many `loops`. `anywhere`: other machines may reach it, by whatever
+    /// name.
     ///
     /// # Errors
     /// Other machines could reach it, and nobody has said that they may.
@@ -89,7 +93,11 @@ impl Admin {
                 format!("--admin {text}: not a loopback address; --admin-anywhere would allow it"),
             ));
         }
-        Ok(Self { candidates, protocols: (0..loops).map(|_| OnceLock::new()).collect() })
+        Ok(Self {
+            candidates,
+            hosts: Arc::new(Hosts::new(text, anywhere)),
+            protocols: (0..loops).map(|_| OnceLock::new()).collect(),
+        })
     }
 
     /// The handler of the loop of that number counts there.
@@ -106,10 +114,11 @@ impl Admin {
     /// It cannot listen there, or there is no thread or descriptor for it.
     pub(crate) fn start<M: Send + 'static>(&self, remotes: &[Remote<M>]) -> io::Result<Address> {
         let loops = remotes.iter().map(LoopView::new).collect();
-        let (candidates, protocols) = (self.candidates.clone(), Arc::clone(&self.protocols));
+        let (candidates, hosts) = (self.candidates.clone(), Arc::clone(&self.hosts));
+        let protocols = Arc::clone(&self.protocols);
         let (started, result) = sync_channel(1);
         thread::Builder::new().name("admin".to_owned()).spawn(move || {
-            if let Err(error) = run(&candidates, loops, protocols, &started)
+            if let Err(error) = run(&candidates, hosts, loops, protocols, &started)
                 && let Err(TrySendError::Full(Err(error)) | TrySendError::Disconnected(Err(error))) =
                     started.try_send(Err(error))
             {
@@ -137,6 +146,7 @@ fn is_loopback(address: &Address) -> bool {
 
 fn run(
     candidates: &[Address],
+    hosts: Arc<Hosts>,
     loops: Vec<LoopView>,
     protocols: Arc<[OnceLock<ProtocolMetrics>]>,
     started: &SyncSender<io::Result<Address>>,
@@ -152,7 +162,7 @@ fn run(
     });
     let kernel = Linux::new()?;
     let remote = Remote::for_kernel(&kernel, &limits)?;
-    let site = Site::new(loops.into(), protocols, remote.clone());
+    let site = Site::new(hosts, loops.into(), protocols, remote.clone());
     let mut reactor = Reactor::with_remote(kernel, Http::new(site, config), limits, remote)?;
     let (_, bound) = reactor.listen_first(candidates, &ListenOptions::default())?;
     // It has been waited for by whoever started this.
@@ -162,6 +172,7 @@ fn run(
 
 /// The answers.
 struct Site<K: Kernel = Linux> {
+    hosts: Arc<Hosts>,
     loops: Arc<[LoopView]>,
     exposition: Exposition,
     lists: Lists<K>,
@@ -169,12 +180,14 @@ struct Site<K: Kernel = Linux> {
 
 impl Site {
     fn new(
+        hosts: Arc<Hosts>,
         loops: Arc<[LoopView]>,
         protocols: Arc<[OnceLock<ProtocolMetrics>]>,
         remote: Remote<HttpMessage<Part>>,
     ) -> Self {
         let metrics = loops.iter().map(|one| Arc::clone(&one.metrics)).collect();
         Self {
+            hosts,
             exposition: Exposition::new(metrics, protocols),
             lists: Lists::new(Arc::clone(&loops), remote),
             loops,
@@ -214,6 +227,9 @@ impl Service for Site {
     type Message = Part;
 
     fn call(&mut self, request: &Request<'_>, response: &mut Response) {
+        if !self.hosts.answer_to(request.host()) {
+            return say(response, 421, "not the name of this server");
+        }
         let path = request.path();
         if !matches!(path, "/" | "/metrics" | "/healthz" | "/readyz" | "/connections") {
             return say(response, 404, "not found");

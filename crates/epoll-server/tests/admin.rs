@@ -45,8 +45,12 @@ fn get(address: &str, target: &str) -> (u16, String) {
 }
 
 fn ask(address: &str, method: &str, target: &str) -> (String, String) {
+    ask_for(address, address, method, target)
+}
+
+fn ask_for(host: &str, address: &str, method: &str, target: &str) -> (String, String) {
     let mut client = Client::from_tcp(TcpStream::connect(address).unwrap());
-    client.send(format!("{method} {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"));
+    client.send(format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
     let answer = String::from_utf8(client.rest()).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.to_owned(), body.to_owned())
@@ -225,7 +229,7 @@ fn a_loop_that_is_held_up_is_told_of_and_not_waited_for() {
     // Four lists are waited for at one time.
     let mut clients: Vec<_> = (0..5).map(|_| Client::from_tcp(TcpStream::connect(&admin).unwrap())).collect();
     for client in &mut clients {
-        client.send("GET /connections HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        client.send("GET /connections HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     }
     let answers = clients.iter_mut().map(|client| String::from_utf8(client.rest()).unwrap());
     let refused = answers.filter(|answer| answer.ends_with("\r\n\r\ntoo many lists are being made\n"));
@@ -249,6 +253,27 @@ fn it_reads_and_does_nothing_else() {
         ask(&admin, "GET", "/metrics").0.contains("Content-Type: text/plain; version=0.0.4; charset=utf-8")
     );
     assert!(ask(&admin, "GET", "/connections").0.contains("Content-Type: application/json"));
+}
+
+#[test]
+fn a_page_whose_name_has_been_made_to_lead_here_is_told_nothing() {
+    let (_server, admin) = start(&["echo"]);
+    let port = admin.rsplit_once(':').unwrap().1;
+    for target in ["/", "/metrics", "/healthz", "/readyz", "/connections", "/nothing"] {
+        let (head, body) = ask_for(&format!("evil.example:{port}"), &admin, "GET", target);
+        assert!(head.starts_with("HTTP/1.1 421 Misdirected Request\r\n"), "{target}: {head}");
+        assert_eq!(body, "not the name of this server\n", "{target}");
+    }
+    let absolute = ask(&admin, "GET", &format!("http://evil.example:{port}/metrics")).0;
+    assert!(absolute.starts_with("HTTP/1.1 421 "), "{absolute}");
+    for host in [format!("localhost:{port}"), format!("127.0.0.1:{port}"), "[::1]:1".to_owned()] {
+        let (head, _) = ask_for(&host, &admin, "GET", "/healthz");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{host}: {head}");
+    }
+    let mut command = Command::new(EXECUTABLE);
+    command.args(["echo", "--admin-anywhere"]);
+    let (_server, admin) = run(command);
+    assert!(ask_for("monitor.example", &admin, "GET", "/healthz").0.starts_with("HTTP/1.1 200 "));
 }
 
 #[test]

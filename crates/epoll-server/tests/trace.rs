@@ -76,7 +76,7 @@ fn a_connection_has_the_same_name_there_as_in_the_list_of_the_admin_server() {
     client.send("hello\n");
     assert_eq!(client.line(), b"hello\n");
     let mut operator = Client::from_tcp(TcpStream::connect(admin).unwrap());
-    operator.send("GET /connections HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    operator.send("GET /connections HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let answer = String::from_utf8(operator.rest()).unwrap();
     let id = answer.split("\"id\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("an id");
     server.signal("USR1");
