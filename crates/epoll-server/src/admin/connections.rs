@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use epoll_protocols::http1::{FieldLine, HttpMessage, Request, RequestId, Responder, Response};
@@ -42,6 +42,8 @@ pub(super) struct Lists<K: Kernel = Linux> {
 
 struct Pending {
     query: Query,
+    /// As long as this is there, somebody waits for it: the loops look before they make a list.
+    wanted: Arc<()>,
     /// Those that have yet to tell.
     waits_for: usize,
     deadline: Timestamp,
@@ -93,17 +95,22 @@ impl Lists {
             return say(response, 503, "too many lists are being made");
         }
         let id = request.id();
-        let mut waits_for = 0;
+        let deadline = monotonic_now() + PATIENCE;
+        let mut pending =
+            Pending { query, wanted: Arc::default(), waits_for: 0, deadline, found: Vec::new() };
         for (index, one) in self.loops.iter().enumerate() {
-            let remote = self.remote.clone();
+            let (remote, wanted) = (self.remote.clone(), Arc::downgrade(&pending.wanted));
             let asked = (one.inspect)(Box::new(move |ctx| {
+                if is_given_up(&wanted) {
+                    return;
+                }
                 let connections = ctx.list_connections(query.order, query.most);
                 // A queue that is full has lists enough: this one is given up in time.
                 let _: Result<(), RemoteError<_>> =
                     remote.send(Part { request: id, index, connections }.into());
             }));
             match asked {
-                Ok(()) => waits_for += 1,
+                Ok(()) => pending.waits_for += 1,
                 // It has none.
                 Err(RemoteError::Closed(())) => (),
                 Err(RemoteError::Full(())) => {
@@ -111,8 +118,7 @@ impl Lists {
                 }
             }
         }
-        let pending = Pending { query, waits_for, deadline: monotonic_now() + PATIENCE, found: Vec::new() };
-        if waits_for == 0 {
+        if pending.waits_for == 0 {
             return pending.write(0, response);
         }
         self.pending.insert(id, pending);
@@ -198,6 +204,11 @@ impl Row {
     }
 }
 
+/// Its client has gone, or a loop has taken too long.
+fn is_given_up(wanted: &Weak<()>) -> bool {
+    wanted.strong_count() == 0
+}
+
 /// As the loops put them in order.
 fn rank(info: &ConnectionInfo, order: ListOrder) -> u128 {
     match order {
@@ -232,7 +243,69 @@ impl Query {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::sync::Mutex;
+
+    use epoll_protocols::http1::{Http, HttpConfig};
+    use epoll_reactor::{Address, Ctx, Limits, ListenOptions, Reactor};
+
+    use super::super::{Hosts, Site};
     use super::*;
+
+    /// What a loop has been asked to do.
+    type Asked = Arc<Mutex<Vec<Box<dyn FnOnce(&Ctx) + Send>>>>;
+
+    /// An admin server that asks one loop, which keeps what it is asked.
+    fn site() -> (Reactor<Http<Site>>, TcpStream, Asked) {
+        let (kernel, limits) = (Linux::new().unwrap(), Limits { tick: None, ..Limits::default() });
+        let remote = Remote::for_kernel(&kernel, &limits).unwrap();
+        let asked: Asked = Arc::default();
+        let keeps = Arc::clone(&asked);
+        let inspect = Box::new(move |inspection| {
+            keeps.lock().unwrap().push(inspection);
+            Ok(())
+        });
+        let one = LoopView { metrics: Arc::default(), inspect };
+        let site = Site::new(Arc::new(Hosts::Any), [one].into(), Arc::new([]), remote.clone());
+        let http = Http::new(site, HttpConfig::default());
+        let mut reactor = Reactor::with_remote(kernel, http, limits, remote).unwrap();
+        let loopback = Address::Tcp("127.0.0.1:0".parse().unwrap());
+        let (_, bound) = reactor.listen(&loopback, &ListenOptions::default()).unwrap();
+        let mut client = TcpStream::connect(bound.as_tcp().unwrap()).unwrap();
+        client.write_all(b"GET /connections HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+        while asked.lock().unwrap().is_empty() {
+            reactor.turn(None).unwrap();
+        }
+        (reactor, client, asked)
+    }
+
+    #[test]
+    fn a_client_that_has_gone_costs_the_loops_no_list() {
+        for goes in [false, true] {
+            let (mut reactor, client, asked) = site();
+            if goes {
+                // It goes by a reset: an end alone may be that of its requests only.
+                socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                drop(client);
+                while reactor.ctx().connections() > 0 {
+                    reactor.turn(None).unwrap();
+                }
+                let inspection = asked.lock().unwrap().pop().unwrap();
+                inspection(reactor.ctx());
+                reactor.turn(Some(Duration::ZERO)).unwrap();
+                assert_eq!(reactor.ctx().counters().messages, 0, "nobody was to be told");
+            } else {
+                let inspection = asked.lock().unwrap().pop().unwrap();
+                inspection(reactor.ctx());
+                reactor.turn(Some(Duration::ZERO)).unwrap();
+                assert_eq!(reactor.ctx().counters().messages, 1);
+                let mut answer = [0; 15];
+                (&client).read_exact(&mut answer).unwrap();
+                assert_eq!(&answer, b"HTTP/1.1 200 OK");
+            }
+        }
+    }
 
     #[test]
     fn queries() {
