@@ -176,8 +176,10 @@ fn bound(index: usize) -> Option<Duration> {
 /// Whether a loop is at work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LoopPhase {
-    /// It serves, or has yet to be run.
+    /// It has yet to take its first turn. Clients may be waiting for it.
     #[default]
+    Starting,
+    /// It serves.
     Running,
     /// It has been asked to drain, and has not ended.
     Draining,
@@ -229,8 +231,9 @@ impl LoopMetrics {
     pub fn read(&self) -> LoopSnapshot {
         LoopSnapshot {
             phase: match self.phase.get() {
-                0 => LoopPhase::Running,
-                1 => LoopPhase::Draining,
+                0 => LoopPhase::Starting,
+                1 => LoopPhase::Running,
+                2 => LoopPhase::Draining,
                 _ => LoopPhase::Ended,
             },
             in_turn_since: match self.in_turn_since.get() {
@@ -292,8 +295,12 @@ impl LoopMetrics {
         self.note_phase(LoopPhase::Ended);
     }
 
+    /// No phase comes again.
+    #[inline]
     pub(crate) fn note_phase(&self, phase: LoopPhase) {
-        self.phase.set(self.phase.get().max(phase as u64));
+        if phase as u64 > self.phase.get() {
+            self.phase.set(phase as u64);
+        }
     }
 
     /// A wait has ended at `now` with something to tell. `last` is when the turn before began and ended; `at_once`, that

@@ -52,6 +52,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 "an earlier turn ended in an error or a panic; the reactor cannot go on",
             ));
         }
+        self.ctx.metrics.note_phase(LoopPhase::Running);
         let left_over = self.has_work();
         let timeout = if left_over { Some(Duration::ZERO) } else { self.timeout(max_wait) };
         let saw_all = self.wait(timeout)?;

@@ -40,6 +40,7 @@ fn a_loop_that_is_held_up_can_be_read_from_another_thread_with_all_it_has_done()
     });
     let mut harness = Harness::new(script);
     let metrics = harness.reactor.metrics();
+    assert_eq!(metrics.read().phase, LoopPhase::Starting);
     let before = monotonic_now();
     let (mut peer, id) = harness.open();
     let reader = thread::spawn(move || {

@@ -316,7 +316,7 @@ fn each_loop_has_numbers_of_its_own_and_its_panics_can_be_looked_at() {
         seen.send((index, ctx.counters().panics, last)).unwrap();
     });
     let (factory, _told) = factory(false);
-    assert_eq!(remotes[0].metrics().read().phase, LoopPhase::Running, "before it runs");
+    assert_eq!(remotes[0].metrics().read().phase, LoopPhase::Starting, "before it runs");
     let client = std::thread::spawn({
         let remotes = Arc::clone(&remotes);
         move || {
@@ -325,6 +325,7 @@ fn each_loop_has_numbers_of_its_own_and_its_panics_can_be_looked_at() {
             let (at, count, last) = panics.recv_timeout(PATIENCE).unwrap();
             assert_eq!((at, count), (index, 1));
             assert!(last.contains(": on_data, ") && last.ends_with(", panicked"), "{last}");
+            assert_eq!(remotes[index].metrics().read().phase, LoopPhase::Running);
             let accepted = remotes.iter().map(|remote| remote.metrics().read().counters.accepted);
             assert_eq!(accepted.enumerate().find(|(_, count)| *count == 1), Some((index, 1)));
             drain_all(&remotes);

@@ -202,25 +202,32 @@ impl Site {
 /// What is wrong, if anything is.
 fn trouble(readings: &[LoopSnapshot], now: Timestamp) -> Option<String> {
     // One that has drained leaves no other that does not drain.
-    let serving = readings.iter().any(|reading| reading.phase == LoopPhase::Running);
+    let serving =
+        readings.iter().any(|reading| matches!(reading.phase, LoopPhase::Starting | LoopPhase::Running));
     readings.iter().enumerate().find_map(|(index, reading)| match reading.phase {
         LoopPhase::Ended => serving.then(|| format!("loop {index} has died")),
-        LoopPhase::Running | LoopPhase::Draining => {
+        LoopPhase::Starting | LoopPhase::Running | LoopPhase::Draining => {
             let busy = reading.in_turn_for(now);
             (busy >= STUCK).then(|| format!("loop {index} has been in one turn for {} s", busy.as_secs()))
         }
     })
 }
 
-/// Whether new clients are turned away.
-fn is_draining(readings: &[LoopSnapshot]) -> bool {
-    readings.iter().any(|reading| reading.phase == LoopPhase::Draining)
-        || readings.iter().all(|reading| reading.phase == LoopPhase::Ended)
+/// Why new clients had better go elsewhere, if they had.
+fn unready(readings: &[LoopSnapshot]) -> Option<&'static str> {
+    let mut phases = readings.iter().map(|reading| reading.phase);
+    if phases.clone().any(|phase| phase == LoopPhase::Draining)
+        || phases.clone().all(|phase| phase == LoopPhase::Ended)
+    {
+        Some("draining")
+    } else {
+        phases.any(|phase| phase == LoopPhase::Starting).then_some("starting")
+    }
 }
 
 const INDEX: &[u8] = b"/metrics       what the loops count, for Prometheus\n\
     /healthz       200, or 503 if a loop is stuck or has died\n\
-    /readyz        200, or 503 while the server drains\n\
+    /readyz        200, or 503 while the server starts or drains\n\
     /connections   in JSON; ?sort=age, traffic, queued or held, and &limit= up to 1000\n";
 
 impl Service for Site {
@@ -247,8 +254,10 @@ impl Service for Site {
                 None => say(response, 200, "ok"),
                 Some(trouble) => say(response, 503, &trouble),
             },
-            "/readyz" if is_draining(&self.readings()) => say(response, 503, "draining"),
-            "/readyz" => say(response, 200, "ok"),
+            "/readyz" => match unready(&self.readings()) {
+                None => say(response, 200, "ok"),
+                Some(why) => say(response, 503, why),
+            },
             "/connections" => self.lists.answer(request, response),
             _ => {
                 response.field_line(TEXT);
@@ -280,6 +289,13 @@ fn say(response: &mut Response, status: u16, text: &str) {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroUsize;
+    use std::sync::Mutex;
+    use std::time::Instant;
+
+    use epoll_protocols::Echo;
+    use epoll_reactor::{Worker, Workers};
+
     use super::*;
 
     #[test]
@@ -310,20 +326,58 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_that_is_stuck_or_has_died_is_trouble_and_a_drain_is_not() {
-        use LoopPhase::{Draining, Ended, Running};
+    fn a_loop_that_is_stuck_or_has_died_is_trouble_and_a_start_or_a_drain_is_not() {
+        use LoopPhase::{Draining, Ended, Running, Starting};
         let now = Timestamp::from_nanoseconds(9_000_000_000);
         let check = |phases: &[(LoopPhase, Option<u64>)]| {
             let readings: Vec<_> = phases.iter().map(|(phase, since)| reading(*phase, *since)).collect();
-            (trouble(&readings, now), is_draining(&readings))
+            (trouble(&readings, now), unready(&readings))
         };
         let trouble = |text: &str| Some(text.to_owned());
-        assert_eq!(check(&[(Running, None), (Running, Some(4_000_000_001))]), (None, false));
+        assert_eq!(check(&[(Running, None), (Running, Some(4_000_000_001))]), (None, None));
         let stuck = trouble("loop 1 has been in one turn for 5 s");
-        assert_eq!(check(&[(Running, None), (Running, Some(4_000_000_000))]), (stuck, false));
-        assert_eq!(check(&[(Ended, None), (Running, None)]), (trouble("loop 0 has died"), false));
-        assert_eq!(check(&[(Ended, None), (Draining, None)]), (None, true));
-        assert_eq!(check(&[(Running, None), (Draining, None)]), (None, true));
-        assert_eq!(check(&[(Ended, None)]), (None, true));
+        assert_eq!(check(&[(Running, None), (Running, Some(4_000_000_000))]), (stuck, None));
+        assert_eq!(check(&[(Ended, None), (Running, None)]), (trouble("loop 0 has died"), None));
+        assert_eq!(check(&[(Running, None), (Starting, None)]), (None, Some("starting")));
+        for drains in [[Ended, Draining], [Running, Draining], [Starting, Draining], [Ended, Ended]] {
+            assert_eq!(check(&drains.map(|phase| (phase, None))), (None, Some("draining")), "{drains:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_ready_when_all_of_its_loops_run() {
+        let workers = Workers::new(NonZeroUsize::new(2).unwrap(), Limits::default()).unwrap();
+        let remotes = workers.remotes().clone();
+        let readings = || remotes.iter().map(|remote| remote.metrics().read()).collect::<Vec<_>>();
+        assert_eq!(unready(&readings()), Some("starting"), "none runs");
+        let (go_on, may_start) = sync_channel::<()>(0);
+        let may_start = Mutex::new(may_start);
+        let factory = |worker: &Worker<()>| {
+            if worker.index() == 1 {
+                may_start.lock().unwrap().recv().map_err(io::Error::other)?;
+            }
+            Ok(Echo)
+        };
+        let comes = |seen: &dyn Fn() -> bool| {
+            let end = Instant::now() + Duration::from_secs(20);
+            while !seen() && Instant::now() < end {
+                thread::yield_now();
+            }
+            seen()
+        };
+        // No panic in there: it would wait for loops that nobody ends.
+        let (one_runs, then, both_run, end) = thread::scope(|scope| {
+            let run = scope.spawn(|| workers.run(factory, |_| ()));
+            let one_runs = comes(&|| readings()[0].phase == LoopPhase::Running);
+            let then = unready(&readings());
+            let sent = go_on.send(()).is_ok();
+            let both_run = sent && comes(&|| unready(&readings()).is_none());
+            remotes.iter().for_each(Remote::drain);
+            (one_runs, then, both_run, run.join().unwrap())
+        });
+        assert!(one_runs && both_run);
+        assert_eq!(then, Some("starting"), "the second does not run");
+        assert_eq!(end.unwrap().died, 0);
+        assert_eq!(unready(&readings()), Some("draining"));
     }
 }

@@ -162,8 +162,8 @@ pub(crate) struct CommonFlags {
     /// Tell operators at this address, HOST:PORT, how the server is doing; `top` shows it
     ///
     /// Over HTTP: `/metrics` for Prometheus, `/healthz` (503 if a loop is stuck for 5 seconds or has died), `/readyz` (503
-    /// while the server drains) and `/connections` in JSON. It has a thread and a loop of its own, also while the server
-    /// drains, and a line `admin on ADDR` on standard output. Everybody who can reach it may ask, so it has to be a
+    /// while the server starts or drains) and `/connections` in JSON. It has a thread and a loop of its own, also while
+    /// the server drains, and a line `admin on ADDR` on standard output. Everybody who can reach it may ask, so it has to be a
     /// loopback address, and a request whose `Host` is another one, or a name but that given here and localhost, is
     /// answered 421: no page in a browser here can have its own name lead there.
     #[arg(long, global = true, value_name = "ADDR", value_parser = tcp_address)]
