@@ -155,7 +155,7 @@ pub(crate) struct CommonFlags {
     ///
     /// Events, callbacks and how long they took, reads, writes, ends; `epoll-server trace FILE` prints them. It replaces the
     /// file, for a panic no more often than every 10 seconds. With several --workers the files are FILE.0, FILE.1 and so
-    /// on. Nothing is opened before: where it cannot be written, the log says so then. Remembering takes a small HTTP request seven percent more instructions.
+    /// on. Where it cannot be written, the server does not start; if that is so later, the log says it. Remembering takes a small HTTP request seven percent more instructions.
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) trace_file: Option<PathBuf>,
 

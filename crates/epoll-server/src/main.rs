@@ -81,7 +81,7 @@ fn run(options: Options) -> io::Result<Stopped> {
     let hangups: &[Signal] =
         if access_log.as_ref().is_some_and(Destination::can_be_renamed) { &[Signal::Hangup] } else { &[] };
     block_signals(hangups)?;
-    let trace = trace_file.map(|path| TraceFile::new(&path, workers));
+    let trace = trace_file.map(|path| TraceFile::new(&path, workers)).transpose()?;
     let surroundings = Surroundings { places: &places, trace: trace.as_ref(), admin };
     if surroundings.trace.is_some() {
         block_signals(&[Signal::User1])?;

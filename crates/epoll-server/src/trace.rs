@@ -32,7 +32,20 @@ struct OfLoop {
 
 impl TraceFile {
     /// `path` for one loop; with several, each has its number behind a dot.
-    pub(crate) fn new(path: &Path, loops: usize) -> Self {
+    ///
+    /// # Errors
+    /// One could not be written now, which the error names: better said before anything has happened than when it has.
+    pub(crate) fn new(path: &Path, loops: usize) -> io::Result<Self> {
+        let named = Self::named(path, loops);
+        for OfLoop { path, .. } in named.files.iter() {
+            begin(path).and_then(|(part, _)| fs::remove_file(part)).map_err(|error| {
+                io::Error::new(error.kind(), format!("--trace-file {}: {error}", path.display()))
+            })?;
+        }
+        Ok(named)
+    }
+
+    fn named(path: &Path, loops: usize) -> Self {
         let path_of = |index| {
             let mut path = path.as_os_str().to_owned();
             if loops > 1 {
@@ -80,6 +93,17 @@ impl TraceFile {
 /// write to the directory, it is not for them to say what is written to, nor to have the loop wait: nothing that is
 /// there already is opened.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (part, mut file) = begin(path)?;
+    let written = file.write_all(bytes).and_then(|()| fs::rename(&part, path));
+    if written.is_err() {
+        // What there is of it is of no use; the error is the one to tell.
+        let _: io::Result<()> = fs::remove_file(&part);
+    }
+    written
+}
+
+/// The file that is to take its place, yet to be written.
+fn begin(path: &Path) -> io::Result<(PathBuf, File)> {
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "what is there is not a regular file"));
     }
@@ -88,14 +112,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let part = PathBuf::from(part);
     // Left by a process that was killed, as a rule. If it is not there, or stays, the next call knows.
     let _: io::Result<()> = fs::remove_file(&part);
-    let written = File::create_new(&part)
-        .and_then(|mut file| file.write_all(bytes))
-        .and_then(|()| fs::rename(&part, path));
-    if written.is_err() {
-        // What there is of it is of no use; the error is the one to tell.
-        let _: io::Result<()> = fs::remove_file(&part);
-    }
-    written
+    let file = File::create_new(&part)?;
+    Ok((part, file))
 }
 
 /// Prints the records of a file, one a line, the oldest first.
@@ -162,7 +180,7 @@ mod tests {
     fn the_first_panic_is_written_down_and_not_each_of_many() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("trace");
-        let file = TraceFile::new(&path, 1);
+        let file = TraceFile::new(&path, 1).unwrap();
         let limits = Limits { recorder: RECORDS, ..Limits::default() };
         let mut reactor = Reactor::new(Sick(0), limits).unwrap();
         reactor.on_panic(move |ctx| file.write_after_panic(0, ctx));
@@ -185,7 +203,7 @@ mod tests {
     #[test]
     fn with_several_loops_each_has_a_file_of_its_number() {
         let paths = |loops| {
-            let files = TraceFile::new(Path::new("/a/trace"), loops).files;
+            let files = TraceFile::named(Path::new("/a/trace"), loops).files;
             files.iter().map(|file| file.path.display().to_string()).collect::<Vec<_>>()
         };
         assert_eq!(paths(1), ["/a/trace"]);

@@ -111,13 +111,39 @@ fn each_of_several_loops_has_a_file() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_costs_a_line_in_the_log() {
-    let mut server = Server::start(&["echo", "--trace-file", "/nowhere/trace"]);
+fn a_file_that_cannot_be_written_is_an_error_at_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken = directory.path().to_str().unwrap();
+    let rows = [
+        ("1", "/nowhere/trace", "/nowhere/trace: No such file or directory (os error 2)".to_owned()),
+        ("2", "/nowhere/trace", "/nowhere/trace.0: No such file or directory (os error 2)".to_owned()),
+        ("1", "/dev/null/trace", "/dev/null/trace: Not a directory (os error 20)".to_owned()),
+        ("1", taken, format!("{taken}: what is there is not a regular file")),
+    ];
+    for (workers, path, expected) in rows {
+        let (code, output, errors) =
+            outcome(&["echo", "--workers", workers, "--listen", "127.0.0.1:0", "--trace-file", path]);
+        let expected = format!("epoll-server: --trace-file {expected}");
+        assert_eq!((code, output.as_str(), errors.as_str()), (1, "", expected.as_str()));
+    }
+    let file = directory.path().join("trace");
+    fs::write(&file, "of the last run").unwrap();
+    assert_eq!(Server::start(&["echo", "--trace-file", file.to_str().unwrap()]).stop().code, Some(0));
+    assert_eq!(fs::read(&file).unwrap(), b"of the last run", "nothing new has taken its place");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_file_that_cannot_be_written_any_more_costs_a_line_in_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("trace");
+    let mut server = Server::start(&["echo", "--trace-file", path.to_str().unwrap()]);
+    directory.close().unwrap();
     let mut client = server.connect();
     client.send("a\n");
     client.line();
     server.signal("USR1");
-    server.logged("cannot write /nowhere/trace: No such file or directory");
+    server.logged(&format!("cannot write {}: No such file or directory", path.display()));
     client.send("b\n");
     assert_eq!(client.line(), b"b\n");
     assert_eq!(server.stop().code, Some(0));
