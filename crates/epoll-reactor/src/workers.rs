@@ -105,7 +105,7 @@ pub struct Workers<M> {
     /// Those of one loop each.
     limits: Vec<Limits>,
     kernels: Vec<Linux>,
-    remotes: Arc<[Remote<M>]>,
+    remotes: WaysIn<M>,
     groups: Vec<Group>,
     /// The CPU of each.
     cpus: Option<Vec<usize>>,
@@ -114,6 +114,16 @@ pub struct Workers<M> {
     panic_hook: Option<PanicHook>,
     /// Behind the listeners, which are closed first.
     files: SocketFiles,
+}
+
+/// The ways in to the loops. Others hold some too, and are to know when no loop will take anything any more: when this is
+/// dropped, whether they ever ran or not.
+struct WaysIn<M>(Arc<[Remote<M>]>);
+
+impl<M> Drop for WaysIn<M> {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|remote| remote.shared().abandon());
+    }
 }
 
 /// What is called after a panic in a callback of any loop.
@@ -166,7 +176,7 @@ impl<M: Send> Workers<M> {
         let remotes = kernels.iter().map(|kernel| Remote::for_kernel(kernel, &limits));
         Ok(Self {
             limits: shares.map_err(refused)?,
-            remotes: remotes.collect::<io::Result<_>>()?,
+            remotes: WaysIn(remotes.collect::<io::Result<_>>()?),
             kernels,
             groups: Vec::new(),
             cpus: None,
@@ -177,10 +187,11 @@ impl<M: Send> Workers<M> {
         })
     }
 
-    /// The ways in to the loops, which exist from now on: what is sent before they run waits for them.
+    /// The ways in to the loops, which exist from now on: what is sent before they run waits for them, and is dropped if
+    /// they never do.
     #[must_use]
     pub const fn remotes(&self) -> &Arc<[Remote<M>]> {
-        &self.remotes
+        &self.remotes.0
     }
 
     /// Listens on `address` with every loop, as [`Linux::listen_group`] says. Any number of addresses may be listened on.
@@ -194,7 +205,7 @@ impl<M: Send> Workers<M> {
     /// As for [`Reactor::listen`].
     pub fn listen(&mut self, address: &Address, options: &ListenOptions) -> io::Result<Address> {
         let named = |errno| name_address(address, errno);
-        let listeners = Linux::listen_group(address, options, self.remotes.len()).map_err(named)?;
+        let listeners = Linux::listen_group(address, options, self.remotes.0.len()).map_err(named)?;
         if let Address::Unix(_) = address {
             self.files.0.push(address.clone());
         }
@@ -221,7 +232,7 @@ impl<M: Send> Workers<M> {
     /// `InvalidInput`: there are more loops than CPUs.
     pub fn pin(&mut self) -> io::Result<()> {
         let mut cpus = allowed_cpus()?;
-        let (workers, found) = (self.remotes.len(), cpus.len());
+        let (workers, found) = (self.remotes.0.len(), cpus.len());
         if workers > found {
             let text = format!("{workers} loops cannot have a CPU each: this process may use {found}");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -279,10 +290,12 @@ impl<M: Send> Workers<M> {
     where
         H: Handler<Message = M>,
     {
-        let Self { limits, kernels, remotes, groups, cpus, draining, watched, panic_hook, files } = self;
+        let Self { limits, kernels, remotes: ways_in, groups, cpus, draining, watched, panic_hook, files } =
+            self;
+        let remotes = &ways_in.0;
         let grace = limits.first().map(|limits| limits.drain_grace).unwrap_or_default();
         let mut groups = steer(groups, cpus.as_deref())?;
-        let mut supervisor = Supervisor::start(Arc::clone(&remotes), on_event, grace, &draining, &watched)?;
+        let mut supervisor = Supervisor::start(Arc::clone(remotes), on_event, grace, &draining, &watched)?;
         let words = supervisor.remote();
         let result = thread::scope(|scope| {
             for (index, (limits, kernel)) in limits.into_iter().zip(kernels).enumerate() {
@@ -292,7 +305,7 @@ impl<M: Send> Workers<M> {
                 let cpu = cpus.as_ref().and_then(|cpus| cpus.get(index).copied());
                 let panic_hook = panic_hook.clone();
                 let start = Start { kernel, limits, cpu, panic_hook, listeners: listeners.collect() };
-                let Some(worker) = Worker::new(index, Arc::clone(&remotes)) else { break };
+                let Some(worker) = Worker::new(index, Arc::clone(remotes)) else { break };
                 let (words, factory) = (words.clone(), &factory);
                 let run = move || {
                     let ended = caught(|| start.run(&worker, factory, &words));
@@ -307,8 +320,6 @@ impl<M: Send> Workers<M> {
             }
             supervisor.run()
         });
-        // Those of loops that were never started.
-        remotes.iter().for_each(|remote| remote.shared().abandon());
         drop(groups);
         drop(files);
         result
@@ -403,6 +414,6 @@ impl<M, K: Kernel> fmt::Debug for Worker<M, K> {
 
 impl<M> fmt::Debug for Workers<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Workers").field("count", &self.remotes.len()).finish_non_exhaustive()
+        f.debug_struct("Workers").field("count", &self.remotes.0.len()).finish_non_exhaustive()
     }
 }

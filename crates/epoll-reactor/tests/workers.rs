@@ -368,15 +368,25 @@ fn whatever_a_message_does_when_it_is_dropped_the_end_of_its_loop_is_heard_of() 
 
 #[test]
 fn loops_that_never_run_have_ended() {
-    let workers = workers(2, Limits::default());
-    let remotes = Arc::clone(workers.remotes());
-    let dropped = Arc::new(());
-    let held = Arc::clone(&dropped);
-    remotes[1].inspect(move |_| drop(held)).unwrap();
-    let refused = |_: &Worker<Arc<str>>| -> io::Result<Numbered> { Err(ErrorKind::Other.into()) };
-    workers.run(refused, |_| ()).unwrap_err();
-    assert!(remotes.iter().all(|remote| remote.metrics().read().phase == LoopPhase::Ended));
-    assert_eq!(Arc::strong_count(&dropped), 1, "what was to look at it knows that it never will");
+    for runs in [true, false] {
+        let workers = workers(2, Limits::default());
+        let remotes = Arc::clone(workers.remotes());
+        let dropped = Arc::new(());
+        let held = Arc::clone(&dropped);
+        remotes[1].inspect(move |_| drop(held)).unwrap();
+        let message: Arc<str> = "never told".into();
+        remotes[0].send(Arc::clone(&message)).unwrap();
+        if runs {
+            let refused = |_: &Worker<Arc<str>>| -> io::Result<Numbered> { Err(ErrorKind::Other.into()) };
+            workers.run(refused, |_| ()).unwrap_err();
+        } else {
+            drop(workers);
+        }
+        assert!(remotes.iter().all(|remote| remote.metrics().read().phase == LoopPhase::Ended));
+        assert_eq!(Arc::strong_count(&dropped), 1, "what was to look at it knows that it never will");
+        assert_eq!(Arc::strong_count(&message), 1);
+        assert_eq!(remotes[0].send(Arc::clone(&message)), Err(RemoteError::Closed(message)));
+    }
 }
 
 #[test]
