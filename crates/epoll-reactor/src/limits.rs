@@ -153,7 +153,8 @@ pub enum PanicPolicy {
     /// unwind: with `panic = "abort"` the process ends.
     CloseConnection,
     /// It goes on up through `run`, to whoever called it. The turn it came from was not finished, so the reactor
-    /// can only be dropped; further turns are errors.
+    /// can only be dropped; further turns are errors. Answers of callbacks before it that were still to leave are sent when
+    /// it is dropped; what waits in queues for other connections, or for their peers to read, is lost with them.
     Propagate,
 }
 

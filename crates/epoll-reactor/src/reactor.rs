@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
@@ -369,6 +370,8 @@ impl<H: Handler, K: Kernel> Drop for Reactor<H, K> {
         if self.in_turn && thread::panicking() {
             self.tell_of_panic();
         }
+        // Of a turn that a panic has ended: what callbacks before it had said. A second panic would end the process.
+        let _: thread::Result<()> = catch_unwind(AssertUnwindSafe(|| self.send_batch()));
         self.ctx.metrics.note_gone();
     }
 }

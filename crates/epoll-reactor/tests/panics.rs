@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
@@ -159,4 +160,30 @@ fn by_policy_a_panic_goes_on_to_whoever_runs_the_loop() {
     assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"on purpose"));
     // The turn was left half way; going on would break promises, and an error says so.
     assert!(harness.reactor.turn(Some(Duration::ZERO)).is_err());
+}
+
+#[test]
+fn by_policy_a_panic_costs_the_callbacks_before_it_none_of_their_answers() {
+    let limits = Limits { panics: PanicPolicy::Propagate, ..Limits::default() };
+    let script = Script::default().data(|ctx, id, input| {
+        assert!(ctx.send(id, input).is_accepted());
+        assert_ne!(input, b"panic", "on purpose");
+        input.len()
+    });
+    let mut harness = Harness::with(script, limits);
+    let mut peers: [(Peer, ConnId); 3] = harness.open_many();
+    harness.settle();
+    // One wait finds all of them, in this order.
+    for ((peer, _), said) in peers.iter_mut().zip(["one", "two", "panic"]) {
+        peer.say(said.as_bytes());
+    }
+    let before = harness.kernel.writes();
+    catch_unwind(AssertUnwindSafe(|| harness.turn())).unwrap_err();
+    assert_eq!(harness.kernel.writes(), before, "both were to leave with the third");
+    drop(harness);
+    for ((peer, _), expected) in peers.iter_mut().zip(["one", "two", ""]) {
+        let mut received = Vec::new();
+        peer.read_to_end(&mut received).unwrap();
+        assert_eq!(received, expected.as_bytes());
+    }
 }
