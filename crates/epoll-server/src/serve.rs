@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use epoll_reactor::{
     Address, Handler, Limits, ListenOptions, Reactor, Remote, Signal, Stopped, Worker, WorkerEvent, Workers,
-    WorkersEnd,
+    WorkersEnd, monotonic_now,
 };
 
 use crate::SIGNALS;
 use crate::admin::Admin;
 use crate::options::Loops;
 use crate::trace::TraceFile;
+
+/// A turn that takes so long is one that whoever asks for traces may be looking for.
+const HELD_UP: Duration = Duration::from_secs(1);
 
 /// An address as typed, and those it stands for.
 pub(crate) struct Place {
@@ -129,9 +132,17 @@ where
     Ok(stopped)
 }
 
-/// Has each loop write down what it did, on its own thread.
+/// Has each loop write down what it did, on its own thread. One that is held up cannot, so the log tells of it.
 fn ask_for_traces<M: Send>(file: &TraceFile, remotes: &[Remote<M>]) {
+    let now = monotonic_now();
     for (index, remote) in remotes.iter().enumerate() {
+        let busy = remote.metrics().read().in_turn_for(now);
+        if busy >= HELD_UP {
+            log::warn!(
+                "loop {index} has been in one turn for {} s, as a rule in one callback; what it did is written when that ends",
+                busy.as_secs()
+            );
+        }
         if let Err(error) = remote.inspect(file.writing(index)) {
             log::warn!("loop {index} cannot be asked for what it did: {error}");
         }

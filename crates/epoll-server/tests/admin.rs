@@ -210,16 +210,18 @@ fn a_loop_that_is_held_up_is_told_of_and_not_waited_for() {
     if !strace::is_usable() {
         return;
     }
-    let directory = tempfile::tempdir().unwrap();
+    let (directory, traces) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::write(directory.path().join("file"), pattern(1 << 20)).unwrap();
     let mut command = Command::new("strace");
     command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=sendfile"]);
     command
         .args(["-e", "inject=sendfile:delay_enter=15s:when=1"])
         .arg(EXECUTABLE)
-        .args(["http", "--root"])
+        .args(["http", "--workers", "2", "--trace-file"])
+        .arg(traces.path().join("trace"))
+        .arg("--root")
         .arg(directory.path());
-    let (server, admin) = run(command);
+    let (mut server, admin) = run(command);
     assert_eq!(get(&admin, "/healthz").0, 200);
     let mut client = server.connect();
     client.send("GET /file HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -235,8 +237,13 @@ fn a_loop_that_is_held_up_is_told_of_and_not_waited_for() {
     let refused = answers.filter(|answer| answer.ends_with("\r\n\r\ntoo many lists are being made\n"));
     assert_eq!(refused.count(), 1);
     let (_, body) = poll("word of it", || Some(get(&admin, "/healthz")).filter(|(status, _)| *status == 503));
-    assert!(body.starts_with("loop 0 has been in one turn for "), "{body}");
+    let (held_up, _) = body.split_once(" has been in one turn for ").expect("which loop it is");
     assert!(sum(&get(&admin, "/metrics").1, "epoll_in_turn_seconds", "") >= 5.0);
+    // It cannot write what it did. The other one can, and the log says which is which.
+    server.signal("USR1");
+    server.logged(&format!("{held_up} has been in one turn for "));
+    let other = if held_up == "loop 0" { 1 } else { 0 };
+    server.logged(&format!("records of what loop {other} did are in "));
 }
 
 #[test]
