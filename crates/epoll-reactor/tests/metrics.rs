@@ -220,6 +220,13 @@ fn lists_are_of_the_first_few_in_the_order_that_was_asked_for() {
     assert_eq!(list(&mut harness, ListOrder::Held, 1), [two]);
     assert_eq!(list(&mut harness, ListOrder::Queued, 2), [one, two], "of equals, those of the first slots");
     assert_eq!(list(&mut harness, ListOrder::Age, 0), []);
+    let mut asked = Vec::new();
+    let by = harness.ctx().list_connections_by(2, |info| {
+        asked.push(info.id);
+        u64::MAX - info.bytes_received
+    });
+    assert_eq!(by.iter().map(|info| info.id).collect::<Vec<_>>(), [two, three]);
+    assert_eq!(asked, [one, two, three], "each once");
 
     assert!(harness.ctx().send(three, &vec![0; 4 * 1024 * KIB]).is_accepted());
     harness.settle();

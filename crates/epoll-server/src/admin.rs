@@ -28,6 +28,7 @@ use hosts::Hosts;
 mod connections;
 mod exposition;
 mod hosts;
+mod rates;
 
 /// Operators are few, and each answer may be large.
 pub(crate) const CONNECTIONS: usize = 64;
@@ -228,7 +229,7 @@ fn unready(readings: &[LoopSnapshot]) -> Option<&'static str> {
 const INDEX: &[u8] = b"/metrics       what the loops count, for Prometheus\n\
     /healthz       200, or 503 if a loop is stuck or has died\n\
     /readyz        200, or 503 while the server starts or drains\n\
-    /connections   in JSON; ?sort=age, traffic, queued or held, and &limit= up to 1000\n";
+    /connections   in JSON; ?sort=age, traffic, rate, queued or held, and &limit= up to 1000\n";
 
 impl Service for Site {
     type Message = Part;

@@ -171,6 +171,12 @@ fn connections_are_listed_in_the_order_asked_for() {
         let peer = clients[5].stream().local_addr().unwrap().to_string();
         assert_eq!((rows[0]["peer"].as_str(), rows[0]["state"].as_str()), (Some(&*peer), Some("open")));
         assert!(rows[0]["age_seconds"].as_f64().unwrap() > 0.0 && rows[0]["queued"] == 0);
+        let has_rate = |row: &Value| row.as_object().unwrap().contains_key("bytes_per_second");
+        assert!(!rows.iter().any(has_rate));
+        let busiest = connections(&admin, "?sort=rate&limit=3");
+        let rates = busiest["connections"].as_array().unwrap().iter();
+        let rates: Vec<_> = rates.map(|row| row["bytes_per_second"].as_u64().unwrap()).collect();
+        assert!(rates.len() == 3 && rates[2] > 0 && rates.is_sorted_by(|a, b| a >= b), "{busiest}");
         let all = connections(&admin, "");
         let ages =
             all["connections"].as_array().unwrap().iter().map(|row| row["age_seconds"].as_f64().unwrap());

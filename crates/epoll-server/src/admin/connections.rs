@@ -3,15 +3,16 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use epoll_protocols::http1::{FieldLine, HttpMessage, Request, RequestId, Responder, Response};
 use epoll_reactor::{
-    ConnectionInfo, Kernel, Linux, ListOrder, LoopPhase, Remote, RemoteError, Timestamp, monotonic_now,
+    ConnectionInfo, Ctx, Kernel, Linux, ListOrder, LoopPhase, Remote, RemoteError, Timestamp, monotonic_now,
 };
 use serde::Serialize;
 
+use super::rates::Rates;
 use super::{LoopView, NEVER_CACHED, say};
 
 /// How many connections a list has at most.
@@ -30,13 +31,18 @@ const JSON: FieldLine = FieldLine::new("Content-Type: application/json");
 pub(crate) struct Part {
     request: RequestId,
     index: usize,
-    connections: Vec<ConnectionInfo>,
+    connections: Vec<Found>,
 }
+
+/// A connection, and its bytes a second if they were asked for.
+type Found = (ConnectionInfo, Option<u64>);
 
 /// The lists that are being made.
 pub(super) struct Lists<K: Kernel = Linux> {
     loops: Arc<[LoopView]>,
     remote: Remote<HttpMessage<Part>, K>,
+    /// Of each loop. Only that looks at it, when it is asked.
+    rates: Vec<Arc<Mutex<Rates>>>,
     pending: BTreeMap<RequestId, Pending>,
 }
 
@@ -47,14 +53,21 @@ struct Pending {
     /// Those that have yet to tell.
     waits_for: usize,
     deadline: Timestamp,
-    found: Vec<(usize, ConnectionInfo)>,
+    found: Vec<(usize, Found)>,
 }
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Query {
-    order: ListOrder,
+    order: Order,
     most: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    By(ListOrder),
+    /// Those that are read from and written to most now.
+    Rate,
 }
 
 /// The answer. Numbers of connections that are open count all, whatever the limit.
@@ -78,11 +91,14 @@ struct Row {
     bytes_out: u64,
     queued: u64,
     held: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes_per_second: Option<u64>,
 }
 
 impl Lists {
     pub(super) fn new(loops: Arc<[LoopView]>, remote: Remote<HttpMessage<Part>>) -> Self {
-        Self { loops, remote, pending: BTreeMap::new() }
+        let rates = loops.iter().map(|_| Arc::default()).collect();
+        Self { loops, remote, rates, pending: BTreeMap::new() }
     }
 
     /// Asks the loops, and puts the answer off.
@@ -98,13 +114,14 @@ impl Lists {
         let deadline = monotonic_now() + PATIENCE;
         let mut pending =
             Pending { query, wanted: Arc::default(), waits_for: 0, deadline, found: Vec::new() };
-        for (index, one) in self.loops.iter().enumerate() {
+        for (index, (one, rates)) in self.loops.iter().zip(&self.rates).enumerate() {
+            let rates = Arc::clone(rates);
             let (remote, wanted) = (self.remote.clone(), Arc::downgrade(&pending.wanted));
             let asked = (one.inspect)(Box::new(move |ctx| {
                 if is_given_up(&wanted) {
                     return;
                 }
-                let connections = ctx.list_connections(query.order, query.most);
+                let connections = query.list(ctx, &rates);
                 // A queue that is full has lists enough: this one is given up in time.
                 let _: Result<(), RemoteError<_>> =
                     remote.send(Part { request: id, index, connections }.into());
@@ -166,16 +183,16 @@ impl Lists {
 
 impl Pending {
     /// No more is kept than is asked for, however many loops there are.
-    fn add(&mut self, index: usize, connections: Vec<ConnectionInfo>) {
+    fn add(&mut self, index: usize, connections: Vec<Found>) {
         self.waits_for = self.waits_for.saturating_sub(1);
         self.found.extend(connections.into_iter().map(|connection| (index, connection)));
         let order = self.query.order;
-        self.found.sort_by_key(|(_, connection)| Reverse(rank(connection, order)));
+        self.found.sort_by_key(|(_, found)| Reverse(rank(found, order)));
         self.found.truncate(self.query.most);
     }
 
     fn write(self, open: u64, response: &mut Response) {
-        let connections = self.found.iter().map(|(index, connection)| Row::new(*index, connection)).collect();
+        let connections = self.found.iter().map(|(index, found)| Row::new(*index, found)).collect();
         match serde_json::to_vec(&List { open, connections }) {
             Ok(body) => {
                 response.field_line(JSON);
@@ -188,7 +205,7 @@ impl Pending {
 }
 
 impl Row {
-    fn new(index: usize, info: &ConnectionInfo) -> Self {
+    fn new(index: usize, (info, rate): &Found) -> Self {
         Self {
             id: info.id.to_string(),
             index,
@@ -200,6 +217,7 @@ impl Row {
             bytes_out: info.bytes_sent,
             queued: info.queued,
             held: info.held,
+            bytes_per_second: *rate,
         }
     }
 }
@@ -210,26 +228,41 @@ fn is_given_up(wanted: &Weak<()>) -> bool {
 }
 
 /// As the loops put them in order.
-fn rank(info: &ConnectionInfo, order: ListOrder) -> u128 {
+fn rank((info, rate): &Found, order: Order) -> u128 {
     match order {
-        ListOrder::Age => info.age.as_nanos(),
-        ListOrder::Traffic => u128::from(info.bytes_received) + u128::from(info.bytes_sent),
-        ListOrder::Queued => info.queued.into(),
-        ListOrder::Held => info.held.into(),
+        Order::By(ListOrder::Age) => info.age.as_nanos(),
+        Order::By(ListOrder::Traffic) => u128::from(info.bytes_received) + u128::from(info.bytes_sent),
+        Order::By(ListOrder::Queued) => info.queued.into(),
+        Order::By(ListOrder::Held) => info.held.into(),
+        Order::Rate => rate.unwrap_or_default().into(),
     }
 }
 
 impl Query {
+    fn list(self, ctx: &Ctx, rates: &Mutex<Rates>) -> Vec<Found> {
+        match self.order {
+            Order::By(order) => {
+                ctx.list_connections(order, self.most).into_iter().map(|info| (info, None)).collect()
+            }
+            Order::Rate => {
+                let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
+                let busiest = rates.list(ctx, ctx.now(), self.most);
+                busiest.into_iter().map(|(info, rate)| (info, Some(rate))).collect()
+            }
+        }
+    }
+
     /// The error is a sentence.
     fn parse(text: &str) -> Result<Self, String> {
-        let mut query = Self { order: ListOrder::Age, most: MOST };
+        let mut query = Self { order: Order::By(ListOrder::Age), most: MOST };
         for field in text.split('&').filter(|field| !field.is_empty()) {
             match field.split_once('=').unwrap_or((field, "")) {
-                ("sort", "age") => query.order = ListOrder::Age,
-                ("sort", "traffic") => query.order = ListOrder::Traffic,
-                ("sort", "queued") => query.order = ListOrder::Queued,
-                ("sort", "held") => query.order = ListOrder::Held,
-                ("sort", _) => return Err("sort is one of age, traffic, queued and held".to_owned()),
+                ("sort", "age") => query.order = Order::By(ListOrder::Age),
+                ("sort", "rate") => query.order = Order::Rate,
+                ("sort", "traffic") => query.order = Order::By(ListOrder::Traffic),
+                ("sort", "queued") => query.order = Order::By(ListOrder::Queued),
+                ("sort", "held") => query.order = Order::By(ListOrder::Held),
+                ("sort", _) => return Err("sort is one of age, traffic, rate, queued and held".to_owned()),
                 ("limit", value) => match value.parse() {
                     Ok(most @ 1..=MOST) => query.most = most,
                     _ => return Err(format!("limit is a number from 1 to {MOST}")),
@@ -248,7 +281,7 @@ mod tests {
     use std::sync::Mutex;
 
     use epoll_protocols::http1::{Http, HttpConfig};
-    use epoll_reactor::{Address, Ctx, Limits, ListenOptions, Reactor};
+    use epoll_reactor::{Address, Limits, ListenOptions, Reactor};
 
     use super::super::{Hosts, Site};
     use super::*;
@@ -309,10 +342,11 @@ mod tests {
 
     #[test]
     fn queries() {
-        let all = Query { order: ListOrder::Age, most: 1000 };
+        let all = Query { order: Order::By(ListOrder::Age), most: 1000 };
         assert_eq!(Query::parse(""), Ok(all));
-        assert_eq!(Query::parse("sort=queued"), Ok(Query { order: ListOrder::Queued, ..all }));
-        let few = Query { order: ListOrder::Traffic, most: 10 };
+        assert_eq!(Query::parse("sort=queued"), Ok(Query { order: Order::By(ListOrder::Queued), ..all }));
+        assert_eq!(Query::parse("sort=rate"), Ok(Query { order: Order::Rate, ..all }));
+        let few = Query { order: Order::By(ListOrder::Traffic), most: 10 };
         assert_eq!(Query::parse("limit=10&sort=traffic"), Ok(few));
         for wrong in ["sort=size", "sort", "limit=0", "limit=1001", "limit=-1", "limit", "order=age"] {
             assert!(Query::parse(wrong).is_err(), "{wrong}");

@@ -14,11 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// More than any answer of ours has.
 const LARGEST: u64 = 64 << 20;
 
-/// How many are asked for, to find those that are busiest now among those that were busiest so far.
-const CANDIDATES: usize = 1000;
-
-/// How many of those with most output waiting.
-const LAGGING: usize = 10;
+/// Connections in each list.
+const LISTED: usize = 10;
 
 /// What the server told.
 #[derive(Debug)]
@@ -28,24 +25,24 @@ pub(super) struct Sample {
     pub(super) lists: Result<Lists, String>,
 }
 
-/// Connections: those that were read from and written to most since they came, and those for which most waits.
+/// Connections: those that are read from and written to most, and those for which most waits.
 #[derive(Debug)]
 pub(super) struct Lists {
-    pub(super) by_traffic: Vec<Row>,
+    pub(super) by_rate: Vec<Row>,
     pub(super) by_queue: Vec<Row>,
 }
 
 /// A connection.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Row {
-    pub(super) id: String,
     #[serde(rename = "loop")]
     pub(super) index: usize,
     pub(super) peer: String,
     pub(super) age_seconds: f64,
-    pub(super) bytes_in: u64,
-    pub(super) bytes_out: u64,
     pub(super) queued: u64,
+    /// Since the sample before, or since it came. Only where it was asked for.
+    #[serde(default)]
+    pub(super) bytes_per_second: u64,
 }
 
 #[derive(Deserialize)]
@@ -69,11 +66,11 @@ impl Sample {
 
 impl Lists {
     fn take(target: SocketAddr) -> io::Result<Self> {
-        let list = |sort, most| -> io::Result<Vec<Row>> {
-            let text = get(target, &format!("/connections?sort={sort}&limit={most}"))?;
+        let list = |sort| -> io::Result<Vec<Row>> {
+            let text = get(target, &format!("/connections?sort={sort}&limit={LISTED}"))?;
             Ok(serde_json::from_str::<List>(&text)?.connections)
         };
-        Ok(Self { by_traffic: list("traffic", CANDIDATES)?, by_queue: list("queued", LAGGING)? })
+        Ok(Self { by_rate: list("rate")?, by_queue: list("queued")? })
     }
 }
 

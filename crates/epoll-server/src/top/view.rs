@@ -1,6 +1,6 @@
 //! What is shown: from two samples and what came before to one frame. It knows no terminal and no server.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -11,13 +11,10 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph, Row as TableRow, Sparkline, Table};
 
 use super::metrics::Metrics;
-use super::sample::{Lists, Row, Sample};
+use super::sample::{Row, Sample};
 
 /// Seconds that the sparklines go back at most: the widest terminal.
 const HISTORY: usize = 512;
-
-/// Connections in each list.
-const LISTED: usize = 10;
 
 /// Everything that is shown.
 pub(super) struct View {
@@ -77,7 +74,7 @@ impl View {
         self.draw_totals(frame, totals, &now.metrics);
         self.draw_sparklines(frame, sparklines, &now.metrics);
         self.draw_loops(frame, loop_table, now, &loops);
-        self.draw_lists(frame, lists, now);
+        Self::draw_lists(frame, lists, now);
     }
 
     fn draw_title(&self, frame: &mut Frame<'_>, area: Rect, metrics: &Metrics) {
@@ -180,7 +177,7 @@ impl View {
         frame.render_widget(Table::new(rows, [Constraint::Fill(1); 9]).header(header), area);
     }
 
-    fn draw_lists(&self, frame: &mut Frame<'_>, area: Rect, now: &Sample) {
+    fn draw_lists(frame: &mut Frame<'_>, area: Rect, now: &Sample) {
         let lists = match &now.lists {
             Ok(lists) => lists,
             Err(error) => {
@@ -189,12 +186,10 @@ impl View {
             }
         };
         let [busiest, lagging] = Layout::horizontal([Constraint::Fill(1); 2]).areas(area);
-        let elapsed = self.before.as_ref().map_or(Duration::ZERO, |before| now.at - before.at);
-        let before = self.before.as_ref().and_then(|before| before.lists.as_ref().ok());
-        let rows = busiest_of(lists, before, elapsed);
-        let rows = rows.iter().map(|(row, rate)| (*row, format!("{}/s", bytes(*rate)))).collect();
+        let rows = lists.by_rate.iter().map(|row| (row, format!("{}/s", size(row.bytes_per_second))));
+        let rows = rows.collect();
         draw_list(frame, busiest, "busiest", "bytes", rows);
-        let rows = lists.by_queue.iter().filter(|row| row.queued > 0).take(LISTED);
+        let rows = lists.by_queue.iter().filter(|row| row.queued > 0);
         draw_list(
             frame,
             lagging,
@@ -205,21 +200,6 @@ impl View {
     }
 }
 
-/// Those with most bytes a second since the last sample, of those that are listed; one that is new counts from its beginning.
-fn busiest_of<'a>(lists: &'a Lists, before: Option<&Lists>, elapsed: Duration) -> Vec<(&'a Row, f64)> {
-    let before: HashMap<(usize, &str), u64> =
-        before.iter().flat_map(|lists| &lists.by_traffic).map(|row| (row.key(), row.traffic())).collect();
-    let rate = |row: &Row| {
-        let seconds = elapsed.as_secs_f64().min(row.age_seconds);
-        let came = row.traffic().saturating_sub(before.get(&row.key()).copied().unwrap_or_default());
-        if seconds > 0.0 { number(came) / seconds } else { 0.0 }
-    };
-    let mut rows: Vec<_> = lists.by_traffic.iter().map(|row| (row, rate(row))).collect();
-    rows.sort_by(|(_, one), (_, other)| other.total_cmp(one));
-    rows.truncate(LISTED);
-    rows
-}
-
 fn draw_list(frame: &mut Frame<'_>, area: Rect, title: &str, value: &str, rows: Vec<(&Row, String)>) {
     let rows = rows.into_iter().map(|(row, value)| {
         let age = humantime::format_duration(Duration::from_secs(whole(row.age_seconds))).to_string();
@@ -228,17 +208,6 @@ fn draw_list(frame: &mut Frame<'_>, area: Rect, title: &str, value: &str, rows: 
     let widths = [Constraint::Length(13), Constraint::Fill(1), Constraint::Length(5), Constraint::Length(12)];
     let header = TableRow::new([value, "peer", "loop", "age"]).style(Modifier::REVERSED);
     frame.render_widget(Table::new(rows, widths).header(header).block(Block::bordered().title(title)), area);
-}
-
-impl Row {
-    /// Loops count their connections each for itself.
-    fn key(&self) -> (usize, &str) {
-        (self.index, &self.id)
-    }
-
-    const fn traffic(&self) -> u64 {
-        self.bytes_in.saturating_add(self.bytes_out)
-    }
 }
 
 impl Rates {
@@ -275,11 +244,6 @@ fn rates_connections(metrics: &Metrics) -> f64 {
 )]
 fn whole(number: f64) -> u64 {
     number.round() as u64
-}
-
-#[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
-fn number(count: u64) -> f64 {
-    count as f64
 }
 
 fn count(number: f64) -> String {

@@ -5,11 +5,12 @@ use std::time::Instant;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 
+use super::super::sample::Lists;
 use super::*;
 
-fn row(id: &str, index: usize, bytes: u64, queued: u64) -> Row {
-    let peer = format!("192.0.2.1:{id}");
-    Row { id: id.to_owned(), index, peer, age_seconds: 90.0, bytes_in: bytes, bytes_out: 0, queued }
+fn row(port: u16, index: usize, bytes_per_second: u64, queued: u64) -> Row {
+    let peer = format!("192.0.2.1:{port}");
+    Row { index, peer, age_seconds: 90.0, queued, bytes_per_second }
 }
 
 fn sample(at: Instant, requests: u64, rows: Vec<Row>) -> Sample {
@@ -25,7 +26,7 @@ fn sample(at: Instant, requests: u64, rows: Vec<Row>) -> Sample {
         requests * 1024
     );
     let metrics = Metrics::parse(&metrics).unwrap();
-    Sample { at, metrics, lists: Ok(Lists { by_queue: rows.clone(), by_traffic: rows }) }
+    Sample { at, metrics, lists: Ok(Lists { by_queue: rows.clone(), by_rate: rows }) }
 }
 
 fn frame(view: &View, width: u16, height: u16) -> String {
@@ -45,19 +46,17 @@ fn assert_shows(frame: &str, parts: &[&str]) {
 fn a_frame_has_totals_rates_loops_and_connections() {
     let start = Instant::now();
     let mut view = View::new("127.0.0.1:9090");
-    view.update(Ok(sample(start, 1000, vec![row("1", 0, 5000, 0), row("2", 1, 100, 0)])));
+    view.update(Ok(sample(start, 1000, vec![row(1, 0, 5000, 0)])));
     let later = start + Duration::from_secs(2);
-    view.update(Ok(sample(later, 1500, vec![row("1", 0, 5000, 0), row("2", 1, 4196, 2048)])));
+    view.update(Ok(sample(later, 1500, vec![row(2, 1, 4096, 2048), row(1, 0, 0, 0)])));
     let text = frame(&view, 120, 40);
     assert_shows(&text, &["epoll-server top - 127.0.0.1:9090 - q ends", "running"]);
     assert_shows(&text, &["requests 1503 (250/s)", "2xx 1500", "5xx 3", "connections 7"]);
     assert_shows(&text, &["requests/s 250", "bytes/s 250.0 KiB", "█"]);
     assert_shows(&text, &["1 (ended)", "16 µs", "250.0 ms"]);
     let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part:?} in\n{text}"));
-    assert!(
-        place("192.0.2.1:2 ") < place("192.0.2.1:1 "),
-        "the busiest now is the first, not who was it once\n{text}"
-    );
+    let (first, second) = ("4.0 KiB/s     192.0.2.1:2 ", "0 B/s         192.0.2.1:1 ");
+    assert!(place(first) < place(second), "as the server has them in order\n{text}");
     let lagging = text.lines().filter(|line| line.contains("2.0 KiB  ")).count();
     assert_eq!(lagging, 1, "only those for which something waits\n{text}");
 }
@@ -78,8 +77,8 @@ fn what_the_server_told_last_stays_when_it_has_gone_and_it_says_so() {
 fn a_server_that_was_started_anew_has_no_negative_rates() {
     let start = Instant::now();
     let mut view = View::new("a:1");
-    view.update(Ok(sample(start, 1000, vec![row("1", 0, 5000, 0)])));
-    view.update(Ok(sample(start + Duration::from_secs(1), 10, vec![row("1", 0, 50, 0)])));
+    view.update(Ok(sample(start, 1000, vec![row(1, 0, 5000, 0)])));
+    view.update(Ok(sample(start + Duration::from_secs(1), 10, vec![row(1, 0, 50, 0)])));
     assert_shows(&frame(&view, 120, 40), &["requests 13 (0/s)", "16 µs"]);
 }
 
@@ -119,7 +118,7 @@ fn any_terminal_will_do() {
         view.update(Ok(sample(
             start + Duration::from_secs(second),
             second * second,
-            vec![row("1", 0, second, 1)],
+            vec![row(1, 0, second, 1)],
         )));
     }
     for (width, height) in [(1, 1), (3, 50), (200, 2), (20, 10), (600, 100)] {
