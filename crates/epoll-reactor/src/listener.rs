@@ -95,6 +95,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 Accepted::Empty | Accepted::Paused => return Ok(()),
             }
         }
+        if let Some(law) = &mut self.ctx.overload {
+            law.leaves_clients_waiting();
+        }
         self.make_listener_ready(token);
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! The law of overload: a loop that is behind lets in fewer, and one that stays behind sheds what it would serve too late.
 //! A state machine of what it is told, with no clock and no call of its own; what the loop does with it is `shedding.rs`.
 //!
-//! Both halves are old. The accept budget goes down by halves and up by ones, as a congestion window does (RFC 5681). What is a burst, and
-//! passes, and what is a standing queue, and does not, is told apart as CoDel does it (RFC 8289): the queue is a standing one if in a whole
-//! interval not one turn has found it short. What is shed then is what has waited too long already, and never what came just now, so
-//! whoever is served is served soon. While it sheds, the queue is short; so it does not end before an interval has passed in which nothing
-//! had to be shed.
+//! Both halves are old. The accept budget goes down by halves and up by ones, as a congestion window does (RFC 5681). What
+//! is a burst, and passes, and what is a standing queue, and does not, is told apart as CoDel does it (RFC 8289): the queue is
+//! a standing one if in a whole interval not one turn has found it short. There are two: what the kernel reports, and the
+//! clients that a shrunk budget leaves in the backlog, where they hold nobody up and are held up all the more.
+//!
+//! What is shed then is what has waited too long already, and never what came just now, so whoever is served is served soon.
+//! While it sheds, the queue is short; so it does not end before an interval has passed in which nothing had to be shed.
 
 use std::time::Duration;
 
@@ -41,7 +43,9 @@ pub(crate) struct Overload {
     accept_budget: usize,
     /// What this turn's wait has reported came after that.
     after: Timestamp,
-    /// The first of the turns that were all above the target, down to this one.
+    /// A listener's budget ran out in the last turn: more clients may be waiting.
+    is_behind: bool,
+    /// The first of the turns that all had something waiting for too long, down to this one.
     above_since: Option<Timestamp>,
     /// When it was found to be overloaded, and what had been shed until then.
     since: Option<(Timestamp, Shed)>,
@@ -63,6 +67,7 @@ impl Overload {
             most_accepted: limits.accept_budget,
             accept_budget: limits.accept_budget,
             after: now,
+            is_behind: false,
             above_since: None,
             since: None,
             shed: Shed::default(),
@@ -72,28 +77,37 @@ impl Overload {
         })
     }
 
-    /// A wait has ended at `now`, and what it has reported may have waited for `lag`. `shed` is all that has been shed by now.
-    pub(crate) fn turn(&mut self, now: Timestamp, lag: Duration, shed: Shed) -> Option<Report> {
+    /// A listener has used up its budget.
+    pub(crate) const fn leaves_clients_waiting(&mut self) {
+        self.is_behind = true;
+    }
+
+    /// A turn has ended at `now`, and `shed` is all that has been shed by then.
+    pub(crate) fn note_shed(&mut self, now: Timestamp, shed: Shed) {
+        if std::mem::replace(&mut self.shed, shed) != shed {
+            self.shed_at = now;
+        }
+    }
+
+    /// A wait has ended at `now`, and what it has reported may have waited for `lag`.
+    pub(crate) fn turn(&mut self, now: Timestamp, lag: Duration) -> Option<Report> {
         // Not before the clock's origin, whatever the lag.
         let after = now.as_nanoseconds().saturating_sub(u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX));
         self.after = Timestamp::from_nanoseconds(after);
         if lag > self.target {
             self.accept_budget = (self.accept_budget / 2).max(1);
-            self.above_since.get_or_insert(now);
         } else {
             self.accept_budget = (self.accept_budget + 1).min(self.most_accepted);
-            self.above_since = None;
         }
-        if std::mem::replace(&mut self.shed, shed) != shed {
-            self.shed_at = now;
-        }
+        let stands = std::mem::take(&mut self.is_behind) || lag > self.target;
+        self.above_since = stands.then(|| self.above_since.unwrap_or(now));
         match self.since {
             None if self.above_since.is_some_and(|at| now - at >= self.interval) => {
-                self.since = Some((now, shed));
+                self.since = Some((now, self.shed));
                 self.shed_at = now;
                 self.told = false;
             }
-            Some(since) if lag <= self.target && now - self.shed_at >= self.interval => {
+            Some(since) if !stands && now - self.shed_at >= self.interval => {
                 return self.end(now, since);
             }
             _ => (),
@@ -107,10 +121,8 @@ impl Overload {
     }
 
     /// The loop lets nobody in any more, and serves to the end whom it has.
-    pub(crate) fn drain(&mut self, now: Timestamp, shed: Shed) -> Option<Report> {
-        let since = self.since?;
-        self.shed = shed;
-        self.end(now, since)
+    pub(crate) fn drain(&mut self, now: Timestamp) -> Option<Report> {
+        self.end(now, self.since?)
     }
 
     fn end(&mut self, now: Timestamp, (since, before): (Timestamp, Shed)) -> Option<Report> {
@@ -166,7 +178,6 @@ mod tests {
 
     const TARGET: Duration = Duration::from_millis(5);
     const ABOVE: u64 = 6;
-    const NOTHING: Shed = Shed { connections: 0, work: 0 };
 
     fn at(milliseconds: u64) -> Timestamp {
         Timestamp::from_nanoseconds(1_000_000 * (1_000 + milliseconds))
@@ -179,7 +190,8 @@ mod tests {
 
     impl Overload {
         fn after_turn(&mut self, now: u64, lag: u64, work: u64) -> Option<Report> {
-            self.turn(at(now), Duration::from_millis(lag), Shed { connections: 0, work })
+            self.note_shed(at(now), Shed { connections: 0, work });
+            self.turn(at(now), Duration::from_millis(lag))
         }
 
         /// A turn each 10 ms, all above the target.
@@ -252,6 +264,25 @@ mod tests {
         assert!(!law.is_late(at(9_999)));
     }
 
+    /// The budget keeps the lag low at the cost of those who wait to be let in.
+    #[test]
+    fn clients_left_in_the_backlog_for_an_interval_are_an_overload() {
+        let mut law = law();
+        let mut turn = |now, leaves: bool| {
+            law.after_turn(now, 1, 0);
+            if leaves {
+                law.leaves_clients_waiting();
+            }
+            law.is_on()
+        };
+        assert!((0..=50).all(|at| !turn(10 * at, at % 10 != 0)), "all were let in once in a while");
+        // Found out in the turn after.
+        assert!((51..=61).all(|at| !turn(10 * at, true)));
+        assert!((62..90).all(|at| turn(10 * at, true)), "it does not end before they are let in");
+        assert!(turn(900, false));
+        assert!(!turn(910, false));
+    }
+
     #[test]
     fn it_does_not_end_above_the_target_though_nothing_can_be_shed() {
         let mut law = Overload::overloaded();
@@ -285,8 +316,9 @@ mod tests {
     fn a_drain_ends_it() {
         let mut law = Overload::overloaded();
         let cost = Shed { connections: 7, work: 2 };
-        assert_eq!(law.drain(at(140), cost), Some(Report::Over(Duration::from_millis(40), cost)));
-        assert_eq!(law.drain(at(150), NOTHING), None);
+        law.note_shed(at(140), cost);
+        assert_eq!(law.drain(at(140)), Some(Report::Over(Duration::from_millis(40), cost)));
+        assert_eq!(law.drain(at(150)), None);
         assert!(!law.is_late(at(1_000)));
     }
 

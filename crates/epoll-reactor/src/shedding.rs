@@ -23,8 +23,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     pub(crate) fn look_and_wait(&mut self, timeout: Option<Duration>) -> io::Result<(bool, bool)> {
         let at_once = timeout == Some(Duration::ZERO);
         let (began, ended) = self.last_turn;
-        let law = self.ctx.overload.as_ref().filter(|law| !at_once && law.must_know(ended - began));
-        let Some(ends_in) = law.map(|law| law.ends_in(ended)) else {
+        let metrics = &self.ctx.metrics;
+        let shed = Shed { connections: metrics.shed_by_overload.get(), work: metrics.shed_work.get() };
+        let ends_in = self.ctx.overload.as_mut().and_then(|law| {
+            law.note_shed(ended, shed);
+            (!at_once && law.must_know(ended - began)).then(|| law.ends_in(ended))
+        });
+        let Some(ends_in) = ends_in else {
             return Ok((self.wait(timeout)?, at_once));
         };
         let saw_all = self.wait(Some(Duration::ZERO))?;
@@ -43,10 +48,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let waited = at_once && !self.events.is_empty();
         let lag = if waited { now - self.last_turn.0 } else { Duration::ZERO };
         let metrics = &self.ctx.metrics;
-        let shed = Shed { connections: metrics.shed_by_overload.get(), work: metrics.shed_work.get() };
         let Some(law) = &mut self.ctx.overload else { return };
         let was_on = law.is_on();
-        let report = if is_draining { law.drain(now, shed) } else { law.turn(now, lag, shed) };
+        let report = if is_draining { law.drain(now) } else { law.turn(now, lag) };
         let is_on = law.is_on();
         if is_on != was_on {
             metrics.overloads.add(is_on.into());
