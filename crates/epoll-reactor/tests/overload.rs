@@ -8,13 +8,18 @@
     reason = "a test"
 )]
 
+mod support;
+
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::io::{ErrorKind, Read};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use epoll_reactor::sim::{Faults, Network, Peer, Sim, SimKernel};
 use epoll_reactor::{
     Address, ConnId, Ctx, Handler, Limits, ListenOptions, PanicPolicy, Reactor, Stopped, Timestamp, Turn,
 };
+use support::{Controls, PATIENCE, TestKernel};
 
 /// What serving a request takes, and shedding one. A wait is rounded up to a millisecond, so they are long.
 const WORK: Duration = Duration::from_millis(10);
@@ -546,6 +551,71 @@ fn a_drain_lets_in_whoever_waits_and_serves_all() {
     assert_eq!(bench.reactor.handler().served.len() - before, late.len());
     assert_eq!(bench.reactor.ctx().counters().shed, 0);
     assert!(!bench.is_overloaded() && !bench.reactor.metrics().read().is_overloaded);
+}
+
+/// Each request takes a turn above the target.
+struct Slow(Rc<Controls>);
+
+impl Handler for Slow {
+    type Conn = ();
+    type Message = ();
+
+    fn on_data(&mut self, _: &mut Ctx, _: ConnId, (): &mut (), input: &[u8]) -> usize {
+        self.0.advance(WORK);
+        input.len()
+    }
+}
+
+/// The same on real sockets: for what is left in the backlog no edge comes, and who is told can hear it.
+#[test]
+fn what_a_real_backlog_holds_is_turned_away_and_none_of_it_forgotten() {
+    const REFUSAL: &[u8] = b"come back later";
+    let (kernel, controls) = TestKernel::new();
+    controls.stop_clock(epoll_reactor::monotonic_now());
+    let limits = Limits {
+        accept_budget: 4,
+        refusal: REFUSAL,
+        lag_target: Some(WORK / 2),
+        lag_interval: WORK * 10,
+        ..Limits::default()
+    };
+    let mut reactor = Reactor::with_kernel(kernel, Slow(Rc::clone(&controls)), limits).unwrap();
+    let loopback = Address::Tcp(([127, 0, 0, 1], 0).into());
+    let (_, address) = reactor.listen(&loopback, &ListenOptions::default()).unwrap();
+    let mut busy = support::Peer::connect(&address);
+    for _ in 0..1000 {
+        busy.say(b"x");
+        reactor.turn(Some(Duration::ZERO)).unwrap();
+        if reactor.ctx().is_overloaded() {
+            break;
+        }
+    }
+    assert!(reactor.ctx().is_overloaded());
+    let mut waiting: Vec<_> = (0..40).map(|_| support::Peer::connect(&address)).collect();
+    let portions: Vec<u64> = (0..4)
+        .map(|_| {
+            // The loop is late for all of them.
+            controls.advance(WORK);
+            let before = reactor.ctx().counters().shed_by_overload;
+            busy.say(b"x");
+            reactor.turn(Some(Duration::ZERO)).unwrap();
+            reactor.ctx().counters().shed_by_overload - before
+        })
+        .collect();
+    assert_eq!(portions, [16, 16, 8, 0]);
+    let mut told = 0;
+    for client in &mut waiting {
+        let mut heard = Vec::new();
+        let started = Instant::now();
+        while let Err(error) = client.read_to_end(&mut heard) {
+            assert_eq!(error.kind(), ErrorKind::WouldBlock);
+            assert!(started.elapsed() < PATIENCE);
+            reactor.turn(Some(Duration::from_millis(1))).unwrap();
+        }
+        told += u64::from(heard == REFUSAL);
+        assert!(heard == REFUSAL || heard.is_empty(), "{heard:?}");
+    }
+    assert!(told >= 4, "{told}");
 }
 
 /// Nothing is asked of the kernel that is not asked without a target, while turns are short.
