@@ -30,6 +30,8 @@ pub(crate) struct Admission {
 pub(crate) enum Full {
     Connections,
     Address,
+    /// There would be room, but no time: [`Limits::lag_target`].
+    Overload,
 }
 
 impl Admission {
@@ -47,9 +49,11 @@ impl Admission {
     }
 
     /// As many may be told at a time. Further ones are closed at once: being told is a favour, and must not cost more
-    /// than what it stands for.
-    pub(crate) const fn may_refuse(&self, limits: &Limits) -> bool {
-        !limits.refusal.is_empty() && self.refused < limits.connections / 16 + 16
+    /// than what it stands for; and least of all where time is what there is too little of.
+    pub(crate) fn may_refuse(&self, limits: &Limits, full: Full) -> bool {
+        let most = limits.connections / 16 + 16;
+        let most = if full == Full::Overload { most.min(limits.accept_budget) } else { most };
+        !limits.refusal.is_empty() && self.refused < most
     }
 
     pub(crate) fn enter(&mut self, limits: &Limits, peer: &Address) {

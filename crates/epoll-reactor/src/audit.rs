@@ -14,6 +14,7 @@ impl Ctx {
         if self.batching || !self.batch.is_empty() || !self.direct.is_empty() {
             return Err("callbacks' own output was not sent by the end of their turn".into());
         }
+        self.overload.as_ref().map_or(Ok(()), |law| law.audit())?;
         let mut sum = 0;
         let mut states = [0; ConnectionState::ALL.len()];
         for token in (0..self.connections.end()).filter_map(|index| self.connections.token_at(index)) {

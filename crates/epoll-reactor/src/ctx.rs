@@ -15,6 +15,7 @@ use crate::connection::{Connection, Fin, Phase};
 use crate::handler::CloseReason;
 use crate::limits::Limits;
 use crate::metrics::{LoopMetrics, LoopPhase};
+use crate::overload::Overload;
 use crate::peer::Peer;
 use crate::recorder::Recorder;
 use crate::shared::SharedMemory;
@@ -73,11 +74,13 @@ pub struct Ctx {
     pub(crate) drain_deadline: Option<Timestamp>,
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
+    pub(crate) overload: Option<Box<Overload>>,
 }
 
 impl Ctx {
     pub(crate) fn new(limits: Limits, clock: Clock, metrics: Arc<LoopMetrics>) -> Self {
         Self {
+            overload: Overload::new(&limits, clock.now).map(Box::new),
             recorder: Recorder::new(limits.recorder, clock.now),
             limits,
             connections: Slab::new(),

@@ -87,6 +87,7 @@ mod limits;
 mod listener;
 mod metrics;
 mod output;
+mod overload;
 mod peer;
 mod reactor;
 mod recorder;
@@ -94,6 +95,7 @@ mod remote;
 mod serve;
 mod server;
 mod shared;
+mod shedding;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod slab;

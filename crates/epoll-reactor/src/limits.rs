@@ -57,6 +57,22 @@ pub struct Limits {
     ///
     /// Default: 64.
     pub accept_budget: usize,
+    /// How long what the kernel reports may wait for the loop before it is too long: *lag*, the time between the waits of two turns, if
+    /// the second found something at once. Each turn above it halves how many are [accepted](Self::accept_budget), down to 1; each
+    /// other one adds 1. If in a whole [`lag_interval`](Self::lag_interval) not one turn is at or below it, the loop is *overloaded*, until
+    /// nothing had to be shed for as long. Then clients that are beyond that budget, or come to their turn so late that they would be
+    /// served too late, are turned away as where there is no room ([`refusal`](Self::refusal)), though fewer are told, and
+    /// [`Ctx::should_shed`](crate::Ctx::should_shed) tells handlers which work to shed: what they serve has waited no longer than
+    /// this, and a new client's first request half as long again at most. `None`: all is served, however late, and the loop
+    /// reads no clock for it. Not zero.
+    ///
+    /// Default: `None`.
+    pub lag_target: Option<Duration>,
+    /// How long lag must be above [`lag_target`](Self::lag_target) without a break to be more than a burst, and nothing be shed for it to be
+    /// over. A turn above the target is longer than the target, so it should be ten or twenty times that. Not below it.
+    ///
+    /// Default: 100 ms.
+    pub lag_interval: Duration,
     /// How many messages from other threads are handed over in one turn. At least 1.
     ///
     /// Default: 256.
@@ -169,6 +185,8 @@ impl Default for Limits {
             write_budget: 1024 * 1024,
             flush_budget: 16,
             accept_budget: 64,
+            lag_target: None,
+            lag_interval: Duration::from_millis(100),
             message_budget: 256,
             message_queue: 4096,
             input: 128 * 1024,
@@ -230,7 +248,15 @@ impl Limits {
                 self.output
             )));
         }
-        for (value, name) in [(self.tick, "tick"), (Some(self.accept_retry), "accept_retry")] {
+        if let Some(target) = self.lag_target.filter(|target| *target > self.lag_interval) {
+            return Err(LimitsError(format!(
+                "lag_target ({target:?}) must not be above lag_interval ({:?})",
+                self.lag_interval
+            )));
+        }
+        let not_zero =
+            [(self.tick, "tick"), (Some(self.accept_retry), "accept_retry"), (self.lag_target, "lag_target")];
+        for (value, name) in not_zero {
             if value == Some(Duration::ZERO) {
                 return Err(LimitsError(format!("{name} must not be zero")));
             }
@@ -301,6 +327,8 @@ mod tests {
             (Limits { output: 1, ..Limits::default() }, "output_high_water"),
             (Limits { tick: Some(Duration::ZERO), ..Limits::default() }, "tick"),
             (Limits { accept_retry: Duration::ZERO, ..Limits::default() }, "accept_retry"),
+            (Limits { lag_target: Some(Duration::ZERO), ..Limits::default() }, "lag_target"),
+            (Limits { lag_target: Some(Duration::from_millis(101)), ..Limits::default() }, "lag_interval"),
             (Limits { refusal: &[0; 5 * 1024 * 1024], ..Limits::default() }, "refusal"),
         ];
         for (limits, name) in broken {

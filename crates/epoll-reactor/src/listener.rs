@@ -6,13 +6,13 @@
 //! accept and close one client that would otherwise wait for an answer that nobody can give.
 
 use std::io;
-use std::time::Duration;
 
 use epoll_sys::{Address, Call, Errno, Interest, Kernel, Reaction, Timestamp, reaction};
 
 use crate::admission::Full;
 use crate::connection::Connection;
 use crate::handler::{CloseReason, Handler};
+use crate::overload::REPORT_INTERVAL;
 use crate::reactor::{Reactor, Registration};
 use crate::token::{ConnId, ListenerId, Token};
 
@@ -41,9 +41,6 @@ const MOST_FAILURES: u32 = 256;
 
 /// More than a backlog holds, unless clients come faster than they are accepted.
 const MOST_PENDING: usize = 65_536;
-
-/// Trouble that comes and goes is logged no more often than this.
-const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<F> Listener<F> {
     pub(crate) const fn new(fd: F, address: Address, is_shared: bool) -> Self {
@@ -84,8 +81,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             listener.in_ready = false;
             listener.paused = None;
         }
-        for _ in 0..self.ctx.limits.accept_budget {
-            match self.accept_one(token)? {
+        let (budget, most) = self.accept_budgets();
+        for taken in 0..most {
+            let too_many = taken >= budget || self.is_late_to_accept();
+            match self.accept_one(token, too_many)? {
                 Accepted::One => _ = self.note_failures(token, |_| 0),
                 Accepted::Failed(errno) => {
                     if self.note_failures(token, |failures| failures + 1) == MOST_FAILURES {
@@ -95,6 +94,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 }
                 Accepted::Empty | Accepted::Paused => return Ok(()),
             }
+        }
+        if let Some(law) = &mut self.ctx.overload {
+            law.leaves_clients_waiting();
         }
         self.make_listener_ready(token);
         Ok(())
@@ -107,13 +109,13 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         })
     }
 
-    fn accept_one(&mut self, token: Token) -> io::Result<Accepted> {
+    fn accept_one(&mut self, token: Token, too_many: bool) -> io::Result<Accepted> {
         let accepted = match self.registrations.get(token) {
             Some(Registration::Listener(listener)) => self.kernel.accept(&listener.fd),
             _ => return Ok(Accepted::Empty),
         };
         match accepted {
-            Ok((fd, peer)) => Ok(self.admit(token, fd, peer)),
+            Ok((fd, peer)) => Ok(self.admit(token, fd, peer, too_many)),
             Err(errno) => match reaction(Call::Accept, errno) {
                 Reaction::Retry => Ok(Accepted::Failed(errno)),
                 Reaction::WaitForEdge => Ok(Accepted::Empty),
@@ -132,9 +134,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Opens an accepted connection, if there is room for it. Otherwise its descriptor is closed here, before
     /// anything has been spent on it.
-    fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address) -> Accepted {
+    fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address, too_many: bool) -> Accepted {
         let open = self.ctx.connections();
-        if let Err(full) = self.ctx.admission.check(&self.ctx.limits, open, &peer) {
+        let room = self.ctx.admission.check(&self.ctx.limits, open, &peer);
+        if let Err(full) = room.and(if too_many { Err(Full::Overload) } else { Ok(()) }) {
             self.turn_away(listener, fd, peer, full);
             return Accepted::One;
         }
@@ -196,12 +199,14 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.ctx.metrics.shed_by_address.add(1);
                 self.report_crowd(listener, &peer);
             }
+            // The log knows, or is not to be told yet: `overload.rs`.
+            Full::Overload => self.ctx.metrics.shed_by_overload.add(1),
         }
         let (limits, now) = (&self.ctx.limits, self.ctx.now());
         let refusal = limits.refusal;
         // It must not be at the cost of those who have been let in.
         let fits = self.ctx.buffered().saturating_add(refusal.len()) <= limits.memory;
-        if !fits || !self.ctx.admission.may_refuse(limits) {
+        if !fits || !self.ctx.admission.may_refuse(limits, full) {
             return;
         }
         let connection = Connection::refused(peer, ListenerId(listener), limits, now);
@@ -300,7 +305,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         for index in 0..self.registrations.end() {
             let Some(token) = self.registrations.token_at(index) else { continue };
             for _ in 0..MOST_PENDING {
-                match self.accept_one(token) {
+                match self.accept_one(token, false) {
                     Ok(Accepted::One | Accepted::Failed(_)) => (),
                     Ok(Accepted::Empty | Accepted::Paused) | Err(_) => break,
                 }

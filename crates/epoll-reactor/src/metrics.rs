@@ -205,6 +205,11 @@ pub struct LoopMetrics {
     pub(crate) connected: Tally,
     pub(crate) shed: Tally,
     pub(crate) shed_by_address: Tally,
+    pub(crate) shed_by_overload: Tally,
+    pub(crate) shed_work: Tally,
+    pub(crate) overloads: Tally,
+    /// 1 while it is overloaded.
+    pub(crate) overloaded: Tally,
     pub(crate) accept_pauses: Tally,
     pub(crate) cut_off: Tally,
     pub(crate) bytes_received: Tally,
@@ -240,6 +245,7 @@ impl LoopMetrics {
                 0 => None,
                 since => Some(Timestamp::from_nanoseconds(since)),
             },
+            is_overloaded: self.overloaded.get() != 0 && self.phase.get() == LoopPhase::Running as u64,
             counters: self.counters(),
             closes: self.closes.each_ref().map(Tally::get),
             states: self.states.each_ref().map(Tally::get),
@@ -258,6 +264,9 @@ impl LoopMetrics {
             connected: self.connected.get(),
             shed: self.shed.get(),
             shed_by_address: self.shed_by_address.get(),
+            shed_by_overload: self.shed_by_overload.get(),
+            shed_work: self.shed_work.get(),
+            overloads: self.overloads.get(),
             accept_pauses: self.accept_pauses.get(),
             closed: self.closes.iter().map(Tally::get).sum(),
             cut_off: self.cut_off.get(),
@@ -291,7 +300,8 @@ impl LoopMetrics {
     /// The loop is no more, and so are its connections, its turn and what it held. No reason is counted for connections that
     /// it still had.
     pub(crate) fn note_gone(&self) {
-        self.states.iter().chain([&self.buffered, &self.in_turn_since]).for_each(|now| now.set(0));
+        let present = [&self.buffered, &self.in_turn_since, &self.overloaded];
+        self.states.iter().chain(present).for_each(|now| now.set(0));
         self.note_phase(LoopPhase::Ended);
     }
 
@@ -326,6 +336,8 @@ pub struct LoopSnapshot {
     /// [`monotonic_now`](crate::monotonic_now): a turn that has been running for long is a loop that is held up, by a
     /// callback as a rule.
     pub in_turn_since: Option<Timestamp>,
+    /// It is [overloaded](crate::Ctx::is_overloaded).
+    pub is_overloaded: bool,
     /// What the loop has done.
     pub counters: Counters,
     closes: [u64; CloseReason::NAMES.len()],

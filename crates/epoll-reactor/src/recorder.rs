@@ -178,12 +178,20 @@ pub(crate) struct Recorder {
     noted: u64,
     /// The last reading of the clock.
     pub(crate) now: Timestamp,
+    /// It is read before each callback: it is on, or the loop is overloaded.
+    pub(crate) is_timed: bool,
 }
 
 impl Recorder {
     /// One with room for `capacity` records; with none it is off.
     pub(crate) fn new(capacity: usize, now: Timestamp) -> Self {
-        Self { records: vec![Record::new(RecordKind::Turn, None); capacity].into(), next: 0, noted: 0, now }
+        Self {
+            records: vec![Record::new(RecordKind::Turn, None); capacity].into(),
+            next: 0,
+            noted: 0,
+            now,
+            is_timed: capacity > 0,
+        }
     }
 
     #[inline]

@@ -16,10 +16,16 @@ pub struct Counters {
     pub accepted: u64,
     /// Outbound connections made.
     pub connected: u64,
-    /// Clients accepted only to be closed: over the limit of connections, or out of descriptors.
+    /// Clients accepted only to be closed: over the limit of connections, overloaded, or out of descriptors.
     pub shed: u64,
     /// Those of them whose address had as many connections as it may have.
     pub shed_by_address: u64,
+    /// Those of them that were turned away since the loop was overloaded: [`Limits::lag_target`](crate::Limits::lag_target).
+    pub shed_by_overload: u64,
+    /// How often [`Ctx::should_shed`](crate::Ctx::should_shed) has said so: work of connections that are open.
+    pub shed_work: u64,
+    /// How often the loop was found to be overloaded, the present time among them.
+    pub overloads: u64,
     /// Times a listener paused for want of descriptors or kernel memory.
     pub accept_pauses: u64,
     /// Connections closed.

@@ -55,13 +55,19 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.ctx.metrics.note_phase(LoopPhase::Running);
         let left_over = self.has_work();
         let timeout = if left_over { Some(Duration::ZERO) } else { self.timeout(max_wait) };
-        let saw_all = self.wait(timeout)?;
+        let (saw_all, at_once) = match self.ctx.overload {
+            None => (self.wait(timeout)?, timeout == Some(Duration::ZERO)),
+            Some(_) => self.look_and_wait(timeout)?,
+        };
         self.ctx.clock.advance(self.kernel.now(), || self.kernel.wall_clock());
         let began = self.ctx.now();
         self.ctx.recorder.now = began;
         self.ctx.metrics.in_turn_since.set(began.as_nanoseconds());
         if !self.events.is_empty() {
-            self.ctx.metrics.note_wait(self.last_turn, began, timeout == Some(Duration::ZERO));
+            self.ctx.metrics.note_wait(self.last_turn, began, at_once);
+        }
+        if self.ctx.overload.is_some() {
+            self.judge_lag(at_once);
         }
         self.ctx.metrics.turns.add(1);
         let deadline_passed = self.next_deadline().is_some_and(|at| at <= self.ctx.now());
@@ -93,7 +99,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Says whether the kernel has told all there was to tell: it has not if it was interrupted, or ran out of
     /// room for events.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+    pub(crate) fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
         match self.kernel.wait(&mut self.events, timeout) {
             Ok(()) => Ok(!self.events.grow_if_full(EVENTS.1)),
             Err(errno) if reaction(Call::Wait, errno) == Reaction::EndLoop => Err(errno.into()),
@@ -128,7 +134,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// once.
     fn dispatch(&mut self) -> io::Result<()> {
         let left_over = self.ctx.ready.len();
-        self.ctx.batching = self.events.len() + left_over > 1;
+        // An overloaded loop keeps nobody waiting for the answers to others.
+        self.ctx.batching = self.events.len() + left_over > 1 && !self.ctx.is_overloaded();
         for position in 0..self.events.len() {
             let Some(event) = self.events.get(position) else { break };
             self.ctx.metrics.events.add(1);
@@ -168,7 +175,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
                 self.callbacks += 1;
                 let calls = Lent { kernel: &self.kernel, fd };
                 let (handler, ctx) = (&mut self.handler, &mut self.ctx);
-                if ctx.recorder.is_on() {
+                if ctx.recorder.is_timed {
                     ctx.recorder.now = self.kernel.now();
                 }
                 let result = guarded(ctx, |ctx| {
@@ -359,7 +366,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         call: impl FnOnce(&mut H, &mut Ctx),
     ) {
         self.callbacks += 1;
-        if self.ctx.recorder.is_on() {
+        if self.ctx.recorder.is_timed {
             self.ctx.recorder.now = self.kernel.now();
         }
         let handler = &mut self.handler;
@@ -380,7 +387,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.callbacks += 1;
         self.ctx.current = Some(id);
         let handler = &mut self.handler;
-        if self.ctx.recorder.is_on() {
+        if self.ctx.recorder.is_timed {
             self.ctx.recorder.now = self.kernel.now();
         }
         let result = guarded(&mut self.ctx, |ctx| call(handler, ctx, state));

@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 
 use values::{
     Patience, address, count, count_or_none, head_limit, patience, rate, size, target_limit, tcp_address,
-    workers, write_timeout,
+    timeout, workers, write_timeout,
 };
 
 mod values;
@@ -134,6 +134,16 @@ pub(crate) struct CommonFlags {
     /// A time such as 10s or 2m. What is left then is closed, and the exit code is still 0.
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub(crate) grace: Duration,
+
+    /// Shed what would wait for longer than this while the server is overloaded
+    ///
+    /// A time such as 5ms. When all that comes has had to wait longer for its loop for 100 milliseconds (or ten times this, if that is
+    /// more), and until that is over, new clients are turned away as with --max-connections, though fewer are told, and
+    /// `http` answers 503 with Retry-After to requests that have waited so long: the others are answered as soon as ever. The log says
+    /// when it begins and ends, `/metrics` of --admin what it costs. Before that, at each turn above it, a loop lets in fewer new
+    /// clients. Without it everybody waits, as long as it takes.
+    #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
+    pub(crate) lag_target: Option<Duration>,
 
     /// How many loops serve the clients, each on a thread of its own, or `auto`: one for each CPU it may use
     ///

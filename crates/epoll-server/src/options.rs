@@ -189,6 +189,7 @@ fn suggest_http(mut error: clap::Error) -> clap::Error {
 }
 
 fn limits(common: &CommonFlags) -> Limits {
+    let interval = Limits::default().lag_interval;
     Limits {
         connections: common.max_connections.get(),
         idle_timeout: common.idle_timeout.0,
@@ -196,6 +197,9 @@ fn limits(common: &CommonFlags) -> Limits {
         memory: common.memory_limit,
         drain_grace: common.grace,
         recorder: if common.trace_file.is_some() { RECORDS } else { 0 },
+        lag_target: common.lag_target,
+        // As long as a burst may last (RFC 8289 section 4.3 has the target at a tenth of it, at most).
+        lag_interval: common.lag_target.map_or(interval, |target| target.saturating_mul(10).max(interval)),
         ..Limits::default()
     }
 }
@@ -317,6 +321,19 @@ mod tests {
             ..expected.limits(Limits::default())
         };
         assert_eq!(format!("{:?}", bare.limits), format!("{limits:?}"));
+    }
+
+    #[test]
+    fn a_target_of_lag_has_an_interval_that_is_longer() {
+        let limits = |line: &str| read(line).unwrap().limits;
+        let [short, long] = ["echo --lag-target 5ms", "--lag-target 1s http"].map(|line| {
+            let limits = limits(&format!("epoll-server {line}"));
+            limits.check().unwrap();
+            (limits.lag_target.unwrap().as_millis(), limits.lag_interval.as_millis())
+        });
+        assert_eq!((short, long), ((5, 100), (1_000, 10_000)));
+        assert_eq!(limits("epoll-server").lag_target, None);
+        limits("epoll-server --lag-target 99999999days").check().unwrap();
     }
 
     #[test]
@@ -457,6 +474,8 @@ mod tests {
             ("--grace", "-1s"),
             ("--idle-timeout", "0s"),
             ("--write-timeout", "soon"),
+            ("--lag-target", "0s"),
+            ("--lag-target", "5"),
             ("--memory-limit", "64Kx"),
             ("--memory-limit", "1.2.3MiB"),
             ("--max-connections", "0"),

@@ -95,7 +95,7 @@ fn promtool(metrics: &str) {
 #[test]
 fn metrics_count_the_requests_of_all_loops() {
     for workers in ["1", "2"] {
-        let (server, admin) = start(&["http", "--workers", workers]);
+        let (server, admin) = start(&["http", "--workers", workers, "--lag-target", "1h"]);
         // The first connection is there to be seen, the others have ended.
         let mut staying = server.connect();
         for target in ["hello", "hello", "nothing"] {
@@ -122,6 +122,9 @@ fn metrics_count_the_requests_of_all_loops() {
         assert_eq!(rows("epoll_http_requests_total", "status=\"2xx\""), 22.0, "{metrics}");
         assert_eq!(rows("epoll_http_requests_total", "status=\"4xx\""), 2.0);
         assert_eq!(rows("epoll_http_rejections_total", ""), 1.0);
+        for family in ["http_shed_total", "work_shed_total", "overloads_total", "overloaded"] {
+            assert!(metrics.contains(&format!("epoll_{family}{{loop=\"0\"}} 0\n")), "{family}");
+        }
         assert_eq!(rows("epoll_connections_accepted_total", ""), 22.0);
         assert_eq!(rows("epoll_connections", "state=\"open\""), 1.0);
         assert!(rows("epoll_received_bytes_total", "") > 22.0 * 40.0);

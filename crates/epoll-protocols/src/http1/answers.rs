@@ -40,6 +40,10 @@ impl Output for Answers<'_> {
     fn refused(&self) -> bool {
         self.refused
     }
+
+    fn sheds(&mut self) -> bool {
+        self.ctx.should_shed()
+    }
 }
 
 /// Of how many bytes of a file one is asked for, to see whether it is in memory.

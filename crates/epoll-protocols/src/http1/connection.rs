@@ -18,8 +18,10 @@ use super::request::Request;
 use super::sending::Sending;
 use super::service::{BodyMode, RequestId, Service};
 use answering::{Asked, Owed};
+pub(super) use shedding::RETRY_AFTER;
 
 mod answering;
+mod shedding;
 
 /// The HTTP state of one client. A few words, and no heap unless a body is arriving in pieces or an answer is not
 /// ready.
@@ -262,7 +264,7 @@ impl Connection {
         }
     }
 
-    /// How many requests the service has answered, or promised to.
+    /// How many requests the service has answered, or promised to, and how many were shed.
     #[must_use]
     pub const fn answered(&self) -> u64 {
         self.answered
@@ -364,6 +366,9 @@ impl Connection {
     ) -> Result<(usize, Flow), Rejection> {
         let framing = framing(&request)?;
         let request = Request { id: self.request_id(exchange), client: exchange.client, ..request };
+        if exchange.output.sheds() {
+            return Ok(self.shed(&request, framing, after, exchange));
+        }
         if framing.body == BodyLength::Known(0) {
             return Ok((0, self.answer(head, &request, framing, exchange)));
         }
@@ -423,11 +428,6 @@ impl Connection {
         pending.whole = whole;
         self.phase = Phase::Body(pending);
         Ok((used, flow))
-    }
-
-    /// The name of the request being received.
-    const fn request_id<S, O>(&self, exchange: &Exchange<'_, S, O>) -> RequestId {
-        RequestId { connection: exchange.connection, number: self.answered }
     }
 }
 

@@ -16,7 +16,7 @@ use log::Level;
 use super::answers::Answers;
 use super::blocking::BlockingJob;
 use super::client::Client;
-use super::field_line::FieldLine;
+use super::connection::RETRY_AFTER;
 use super::pool::{Done, Finished, Pool, warm};
 use super::responder::{Action, Responder};
 use super::{
@@ -336,7 +336,7 @@ impl<S: Service> Http<S> {
 fn overloaded() -> Response {
     let mut response = Response::new();
     response.set_status(503);
-    response.field_line(const { FieldLine::new("Retry-After: 1") });
+    response.field_line(RETRY_AFTER);
     response
 }
 

@@ -9,6 +9,7 @@ use epoll_reactor::Tally;
 pub struct HttpMetrics {
     answers: [Tally; CLASSES.len()],
     rejections: Tally,
+    shed: Tally,
 }
 
 /// The classes of RFC 9110 section 15 that a final answer can have here.
@@ -18,13 +19,21 @@ impl HttpMetrics {
     /// All of zero.
     #[must_use]
     pub const fn new() -> Self {
-        Self { answers: [const { Tally::new() }; CLASSES.len()], rejections: Tally::new() }
+        Self {
+            answers: [const { Tally::new() }; CLASSES.len()],
+            rejections: Tally::new(),
+            shed: Tally::new(),
+        }
     }
 
     /// Reads it, from any thread.
     #[must_use]
     pub fn read(&self) -> HttpSnapshot {
-        HttpSnapshot { answers: self.answers.each_ref().map(Tally::get), rejections: self.rejections.get() }
+        HttpSnapshot {
+            answers: self.answers.each_ref().map(Tally::get),
+            rejections: self.rejections.get(),
+            shed: self.shed.get(),
+        }
     }
 
     /// An answer's head has been written.
@@ -39,6 +48,12 @@ impl HttpMetrics {
         self.rejections.add(1);
         self.note_answer(status);
     }
+
+    /// A request has been shed, and an answer been written that says so.
+    pub(super) fn note_shed(&self, status: u16) {
+        self.shed.add(1);
+        self.note_answer(status);
+    }
 }
 
 /// What [`HttpMetrics::read`] found.
@@ -46,9 +61,11 @@ impl HttpMetrics {
 #[non_exhaustive]
 pub struct HttpSnapshot {
     answers: [u64; CLASSES.len()],
-    /// Requests that never reached the service: each [`Rejection`](super::Rejection) that was answered. Their answers are
-    /// among the answers.
+    /// Requests that never reached the service, since something was wrong with them: each [`Rejection`](super::Rejection)
+    /// that was answered, but those that were shed. Their answers are among the answers.
     pub rejections: u64,
+    /// Requests that never reached the service, since the loop was overloaded: they are among the answers as well.
+    pub shed: u64,
 }
 
 impl HttpSnapshot {
@@ -77,9 +94,10 @@ mod tests {
             metrics.note_answer(status);
         }
         metrics.note_rejection(431);
+        metrics.note_shed(503);
         let read = metrics.read();
-        let expected = [("2xx", 3), ("3xx", 1), ("4xx", 2), ("5xx", 2)];
+        let expected = [("2xx", 3), ("3xx", 1), ("4xx", 2), ("5xx", 3)];
         assert_eq!(read.answers().collect::<Vec<_>>(), expected);
-        assert_eq!((read.requests(), read.rejections), (8, 1));
+        assert_eq!((read.requests(), read.rejections, read.shed), (9, 1, 1));
     }
 }

@@ -27,6 +27,13 @@ pub trait Output {
     fn refused(&self) -> bool {
         false
     }
+
+    /// Whether the request whose head is here now is to be shed, since the server is overloaded: it is answered 503 with
+    /// `Retry-After`, and the service is not asked. Asked once for each, before anything is done about it. By default none
+    /// is.
+    fn sheds(&mut self) -> bool {
+        false
+    }
 }
 
 /// Sending this now would wait for the disk.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-/// A request that never reached the service. The client was told the [`status`](Self::status), and the
-/// connection ends: after a broken message nobody can say where the next one starts.
+/// A request that never reached the service. The client was told the [`status`](Self::status), and, but for
+/// [`Overloaded`](Self::Overloaded), the connection ends: after a broken message nobody can say where the next one starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rejection {
@@ -54,6 +54,9 @@ pub enum Rejection {
     TimedOut,
     /// The service did not want the body: [`BodyMode::Refuse`](super::BodyMode::Refuse).
     Service(u16),
+    /// The server had too much to do to answer it in time, and the client may try again after a second. Nothing is wrong
+    /// with it, so the connection goes on, unless there is a body that has yet to come.
+    Overloaded,
 }
 
 impl Rejection {
@@ -78,6 +81,7 @@ impl Rejection {
             Self::Expectation => 417,
             Self::HeadTooLarge | Self::TooManyHeaders | Self::TrailersTooLarge => 431,
             Self::UnknownCoding | Self::Method => 501,
+            Self::Overloaded => 503,
             Self::Version | Self::NewerMinorVersion => 505,
             Self::Service(status @ 200..=599) => status,
             // As `Response::set_status` has it.
@@ -111,6 +115,7 @@ impl fmt::Display for Rejection {
             Self::Incomplete => "the request ended in its middle",
             Self::TimedOut => "the request took too long",
             Self::Service(_) => "the service refused the body",
+            Self::Overloaded => "overloaded",
         })
     }
 }

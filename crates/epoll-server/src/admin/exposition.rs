@@ -47,7 +47,7 @@ struct Readings {
 /// A counter of one loop: its name without `epoll_` and `_total`, its help, and where it is.
 type LoopCounter = (&'static str, &'static str, fn(&Counters) -> u64);
 
-const COUNTERS: [LoopCounter; 15] = [
+const COUNTERS: [LoopCounter; 18] = [
     ("turns", "Turns of the loop", |counters| counters.turns),
     ("events", "Events the kernel delivered", |counters| counters.events),
     ("stale_events", "Events for what was closed before they were looked at", |counters| {
@@ -55,12 +55,23 @@ const COUNTERS: [LoopCounter; 15] = [
     }),
     ("connections_accepted", "Connections accepted and opened", |counters| counters.accepted),
     ("connections_made", "Outbound connections made", |counters| counters.connected),
-    ("connections_shed", "Clients accepted only to be closed, for want of room", |counters| counters.shed),
+    ("connections_shed", "Clients accepted only to be closed, for want of room or time", |counters| {
+        counters.shed
+    }),
     (
         "connections_shed_by_address",
         "Those of them whose address had as many connections as it may have",
         |counters| counters.shed_by_address,
     ),
+    (
+        "connections_shed_by_overload",
+        "Those of them that were turned away since the loop was overloaded",
+        |counters| counters.shed_by_overload,
+    ),
+    ("overloads", "Times the loop was found to be overloaded", |counters| counters.overloads),
+    ("work_shed", "Requests of open connections that an overloaded loop did not serve", |counters| {
+        counters.shed_work
+    }),
     ("connections_cut_off", "Connections closed by the end of a drain", |counters| counters.cut_off),
     ("accept_pauses", "Times a listener paused for want of descriptors or kernel memory", |counters| {
         counters.accept_pauses
@@ -130,6 +141,9 @@ impl Writer<'_, '_> {
         }
         let help = "Input and output held in memory for all connections at the end of the last turn";
         self.each(MetricType::Gauge, "buffered_bytes", help, loops, |reading| reading.buffered)?;
+        let help = "Whether the loop is overloaded, and sheds what has waited for longer than --lag-target";
+        let overloaded = |reading: &LoopSnapshot| u64::from(reading.is_overloaded);
+        self.each(MetricType::Gauge, "overloaded", help, loops, overloaded)?;
         let help = "Whether the loop drains";
         let draining = |reading: &LoopSnapshot| u64::from(reading.phase == LoopPhase::Draining);
         self.each(MetricType::Gauge, "draining", help, loops, draining)?;
@@ -156,7 +170,9 @@ impl Writer<'_, '_> {
         let help = "Requests answered, by the class of the status";
         self.labelled(MetricType::Counter, "http_requests", help, "status", loops, classes)?;
         let help = "Requests refused before they reached the service; they are among the answered ones";
-        self.counter("http_rejections", help, loops, |reading| reading.rejections)
+        self.counter("http_rejections", help, loops, |reading| reading.rejections)?;
+        let help = "Requests answered 503 by an overloaded loop; they are among the answered ones";
+        self.counter("http_shed", help, loops, |reading| reading.shed)
     }
 
     fn broadcast(&mut self, loops: &Rows<BroadcastSnapshot>) -> fmt::Result {

@@ -115,8 +115,8 @@ pub(super) fn write_timeout(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A time after which something is closed. Zero would close everything; most who write it mean "never".
-fn timeout(text: &str) -> Result<Duration, String> {
+/// A time that is not zero. Zero would close everything, or shed it; most who write it mean "never".
+pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
         Ok(duration) => Ok(duration),

@@ -81,11 +81,16 @@ impl View {
         let bold = Style::new().add_modifier(Modifier::BOLD);
         let title = Line::styled(format!("epoll-server top - {} - q ends", self.address), bold);
         let draining = metrics.sum("epoll_draining", &[]) > 0.0;
+        let overloaded = metrics.sum("epoll_overloaded", &[]);
         let state = match (&self.trouble, draining) {
             (Some(error), _) => {
                 Line::styled(format!("the server does not answer, still trying: {error}"), Color::Red)
             }
             (None, true) => Line::styled("draining", Color::Yellow),
+            (None, false) if overloaded > 0.0 => {
+                let loops = count(metrics.sum("epoll_loop_up", &[]));
+                Line::styled(format!("overloaded: {} of {loops} loops", count(overloaded)), Color::Red)
+            }
             (None, false) => Line::styled("running", Color::Green),
         };
         frame.render_widget(Paragraph::new(vec![title, state]), area);
@@ -98,6 +103,9 @@ impl View {
         let classes = metrics.by("epoll_http_requests_total", "status");
         let mut kinds: Vec<String> =
             classes.iter().map(|(class, number)| format!("{class} {}", count(*number))).collect();
+        if metrics.sum("epoll_work_shed_total", &[]) > 0.0 {
+            kinds.push(format!("shed {}", total("epoll_work_shed_total")));
+        }
         if metrics.has("epoll_broadcast_lines_total") {
             kinds.push(format!("deliveries {}", total("epoll_broadcast_deliveries_total")));
             kinds.push(format!("skipped {}", total("epoll_broadcast_skipped_total")));

@@ -27,6 +27,26 @@ pub(super) enum Owed {
 }
 
 impl Connection {
+    /// The name of the request being received.
+    pub(super) const fn request_id<S, O>(&self, exchange: &Exchange<'_, S, O>) -> RequestId {
+        RequestId { connection: exchange.connection, number: self.answered }
+    }
+
+    /// The terms of the answer to a request, of those that have been answered the last.
+    pub(super) fn terms<S, O>(
+        &self,
+        request: &Request<'_>,
+        framing: Framing,
+        exchange: &Exchange<'_, S, O>,
+    ) -> Terms {
+        let last = self.draining || self.answered >= exchange.limits.requests;
+        Terms {
+            persistence: if last { Persistence::Close } else { framing.persistence },
+            head_only: request.method() == "HEAD",
+            http10: request.version() == Version::Http10,
+        }
+    }
+
     /// Has the service answer a request that is whole.
     pub(super) fn answer<S: Service, O: Output>(
         &mut self,
@@ -41,12 +61,7 @@ impl Connection {
         if self.owed == Owed::Request || !exchange.response.is_ready() {
             self.owed = Owed::Answer;
         }
-        let last = self.draining || self.answered >= exchange.limits.requests;
-        let terms = Terms {
-            persistence: if last { Persistence::Close } else { framing.persistence },
-            head_only: request.method() == "HEAD",
-            http10: request.version() == Version::Http10,
-        };
+        let terms = self.terms(request, framing, exchange);
         let job = match &mut exchange.response.body {
             Body::Deferred => None,
             body @ Body::Blocking(_) => match std::mem::take(body) {
@@ -151,14 +166,14 @@ impl Connection {
     }
 
     /// Nothing of an answer has gone out, and nothing can follow it.
-    fn not_sent<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
+    pub(super) fn not_sent<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
         self.phase = Phase::Closed;
         self.tell_end(false, exchange);
         Next::Abort
     }
 
     /// An answer has been written whole.
-    fn after_answer(&mut self, persistence: Persistence) -> Next {
+    pub(super) fn after_answer(&mut self, persistence: Persistence) -> Next {
         if persistence == Persistence::Close {
             self.phase = Phase::Closed;
             return Next::Close(None);

@@ -18,6 +18,7 @@ mod driver;
 mod ends;
 mod lifecycle;
 mod player;
+mod shed;
 mod streams;
 mod strict;
 

@@ -74,6 +74,17 @@ fn what_the_server_told_last_stays_when_it_has_gone_and_it_says_so() {
 }
 
 #[test]
+fn an_overload_is_in_the_header_with_what_it_costs() {
+    let mut busy = sample(Instant::now(), 5, Vec::new());
+    let text = "epoll_loop_up{loop=\"0\"} 1\nepoll_loop_up{loop=\"1\"} 1\nepoll_overloaded{loop=\"1\"} 1\n\
+                epoll_http_requests_total{loop=\"1\",status=\"5xx\"} 9\nepoll_work_shed_total{loop=\"1\"} 7\n";
+    busy.metrics = Metrics::parse(text).unwrap();
+    let mut view = View::new("a:1");
+    view.update(Ok(busy));
+    assert_shows(&frame(&view, 120, 40), &["overloaded: 1 of 2 loops", "5xx 9   shed 7"]);
+}
+
+#[test]
 fn a_server_that_was_started_anew_has_no_negative_rates() {
     let start = Instant::now();
     let mut view = View::new("a:1");

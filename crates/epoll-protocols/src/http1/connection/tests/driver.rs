@@ -1,5 +1,6 @@
 //! A driver of the codec that does as its documentation asks, with a [`Player`] for a service.
 
+use std::collections::VecDeque;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
@@ -22,6 +23,9 @@ pub(super) struct Sink {
     pub(super) cold: bool,
     /// The most that has waited.
     pub(super) peak: usize,
+    /// Which of the next requests are to be shed, and of how many it was asked.
+    pub(super) sheds: VecDeque<bool>,
+    pub(super) asked: usize,
 }
 
 impl Output for Sink {
@@ -47,6 +51,11 @@ impl Output for Sink {
 
     fn waiting(&self) -> usize {
         self.waiting
+    }
+
+    fn sheds(&mut self) -> bool {
+        self.asked += 1;
+        self.sheds.pop_front().unwrap_or_default()
     }
 }
 
