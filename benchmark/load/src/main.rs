@@ -1,13 +1,14 @@
-//! Load for echo and broadcast servers: `cargo xtask bench` starts it. One thread and one epoll-reactor, whose outbound
+//! Load for echo, broadcast and HTTP servers: `cargo xtask bench` starts it. One thread and one epoll-reactor, whose outbound
 //! connections are the clients. It prints `start` when all of them are served, and one line of JSON when the time is over:
 //! operations, seconds, latencies in microseconds and its own CPU time, which tells whether it held the server up. Then it
 //! begins nothing more and waits for what is under way. It fails if that does not come, or if anything came that is not what was
-//! sent.
+//! sent. The open loop has its own figures, and waits for nothing: see `open.rs`.
 
 #![forbid(unsafe_code)]
 
 mod broadcast;
 mod echo;
+mod open;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -17,14 +18,15 @@ use clap::{Parser, ValueEnum};
 use epoll_reactor::{Address, Handler, Limits, Reactor};
 use hdrhistogram::Histogram;
 
-/// Load for echo and broadcast servers
+/// Load for echo, broadcast and HTTP servers
 #[derive(Parser, Debug)]
+#[command(args_override_self = true)]
 struct Options {
     #[arg(value_enum)]
     mode: Mode,
     /// Port on 127.0.0.1
     port: u16,
-    /// Clients that send and wait for the echo, or that receive what is broadcast
+    /// Clients that send and wait for the echo, or that receive what is broadcast; HTTP connections at one time at most
     #[arg(long, default_value_t = 64)]
     connections: u32,
     /// Bytes of a message that is echoed
@@ -42,6 +44,23 @@ struct Options {
     /// How long the clients have to get ready, and what is under way at the end to come, in seconds
     #[arg(long, default_value_t = 10.0)]
     patience: f64,
+    /// HTTP requests a second
+    #[arg(long, default_value_t = 1000.0, value_parser = rate)]
+    rate: f64,
+    /// Each HTTP request on a connection of its own
+    #[arg(long)]
+    fresh: bool,
+    /// How long HTTP requests are sent before anything is counted, in seconds
+    #[arg(long, default_value_t = 1.0)]
+    warm_up: f64,
+    /// Of the times at which HTTP requests are sent
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().map_err(|error| error.to_string())?;
+    if (1.0..=1e6).contains(&rate) { Ok(rate) } else { Err("from 1 to 1000000".to_owned()) }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
@@ -54,6 +73,8 @@ enum Mode {
     Broadcast,
     /// SUBSCRIBE and PUBLISH
     Redis,
+    /// HTTP requests at a given rate, whatever becomes of them
+    Open,
 }
 
 /// What a measurement has come to.
@@ -71,9 +92,8 @@ struct Record {
 
 impl Record {
     fn new() -> io::Result<Self> {
-        let latency = Histogram::new_with_bounds(1, 60_000_000_000, 3).map_err(io::Error::other)?;
         let base = Instant::now();
-        Ok(Self { base, running: false, operations: 0, bytes: 0, latency, failure: None })
+        Ok(Self { base, running: false, operations: 0, bytes: 0, latency: histogram()?, failure: None })
     }
 
     /// An operation that took `time` has ended.
@@ -87,6 +107,15 @@ impl Record {
     fn fail(&mut self, what: impl Into<String>) {
         self.failure.get_or_insert(what.into());
     }
+}
+
+/// Of times in nanoseconds, up to a minute.
+fn histogram() -> io::Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).map_err(io::Error::other)
+}
+
+fn micros(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+    histogram.value_at_quantile(quantile) as f64 / 1e3
 }
 
 /// A handler that is measured.
@@ -130,7 +159,7 @@ fn measure(mut load: impl Load, clients: u32, options: &Options, out: &mut impl 
     if record.operations == 0 {
         return Err(io::Error::other("nothing was answered"));
     }
-    let micros = |quantile| record.latency.value_at_quantile(quantile) as f64 / 1e3;
+    let micros = |quantile| micros(&record.latency, quantile);
     let result = serde_json::json!({
         "operations": record.operations, "bytes": record.bytes, "seconds": seconds, "cpu": cpu.as_secs_f64(),
         "p50": micros(0.5), "p99": micros(0.99), "p99.9": micros(0.999),
@@ -173,6 +202,19 @@ fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
                 broadcast::Broadcast::new(record, options.senders, clients, options.burst.max(1), redis);
             measure(load, all, options, out)
         }
+        Mode::Open => {
+            let options = open::Options {
+                port: options.port,
+                rate: options.rate,
+                fresh: options.fresh,
+                connections: clients,
+                seed: options.seed,
+                warm_up: Duration::from_secs_f64(options.warm_up),
+                time: Duration::from_secs_f64(options.seconds),
+                patience: Duration::from_secs_f64(options.patience),
+            };
+            open::measure(record, options, out)
+        }
     }
 }
 
@@ -196,7 +238,7 @@ mod tests {
     use super::*;
 
     /// A server whose clients each have a thread, which is told who they are.
-    fn serving(serve: impl Fn(&mut TcpStream, usize) + Clone + Send + 'static) -> u16 {
+    pub(crate) fn serving(serve: impl Fn(&mut TcpStream, usize) + Clone + Send + 'static) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
@@ -209,10 +251,16 @@ mod tests {
         port
     }
 
+    fn load(mode: &str, port: u16) -> Result<serde_json::Value, String> {
+        load_with(mode, port, &[])
+    }
+
     /// What the load says, or why it fails.
-    fn load(mode: Mode, port: u16) -> Result<serde_json::Value, String> {
-        let (connections, size, senders, burst, seconds, patience) = (3, 64, 2, 2, 0.1, 2.0);
-        let options = Options { mode, port, connections, size, senders, burst, seconds, patience };
+    pub(crate) fn load_with(mode: &str, port: u16, arguments: &[&str]) -> Result<serde_json::Value, String> {
+        let port = port.to_string();
+        let usual = "--connections 3 --senders 2 --burst 2 --seconds 0.1 --patience 2 --warm-up 0";
+        let words = ["bench-load", mode, &port].into_iter().chain(usual.split(' '));
+        let options = Options::try_parse_from(words.chain(arguments.iter().copied())).unwrap();
         let mut out = Vec::new();
         run(&options, &mut out).map_err(|error| error.to_string())?;
         let text = String::from_utf8(out).unwrap();
@@ -236,12 +284,12 @@ mod tests {
 
     #[test]
     fn an_echo_is_measured_only_if_it_is_one() {
-        for mode in [Mode::Echo, Mode::Firehose] {
+        for mode in ["echo", "firehose"] {
             let measured = load(mode, echo(|_, _| ())).unwrap();
             assert!(measured["operations"].as_f64().unwrap() > 0.0, "{measured}");
-            assert_eq!(measured["bytes"].as_f64().unwrap() > 0.0, mode == Mode::Firehose, "{measured}");
+            assert_eq!(measured["bytes"].as_f64().unwrap() > 0.0, mode == "firehose", "{measured}");
         }
-        let wrong = |spoil| load(Mode::Echo, echo(spoil)).unwrap_err();
+        let wrong = |spoil| load("echo", echo(spoil)).unwrap_err();
         assert_eq!(
             wrong(|data, reads| data[0] ^= u8::from(reads == 1)),
             "other bytes came back than were sent"
@@ -277,9 +325,9 @@ mod tests {
 
     #[test]
     fn a_broadcast_is_measured_only_if_it_is_one() {
-        let measured = load(Mode::Broadcast, broadcast(|_, from, to| usize::from(from != to))).unwrap();
+        let measured = load("broadcast", broadcast(|_, from, to| usize::from(from != to))).unwrap();
         assert!(measured["operations"].as_f64().unwrap() > 0.0, "{measured}");
-        let wrong = |times| load(Mode::Broadcast, broadcast(times)).unwrap_err();
+        let wrong = |times| load("broadcast", broadcast(times)).unwrap_err();
         // The last receiver gets the second line of the first sender twice, and the last but one does not.
         let uneven = wrong(|said, from, to| match (said, from, to) {
             (1, 0, 4) => 2,
