@@ -5,6 +5,8 @@ mod chart;
 mod check;
 mod counted;
 mod disturbance;
+mod loops;
+mod overload;
 mod report;
 mod servers;
 mod stats;
@@ -22,7 +24,8 @@ use crate::process::{Cores, Server, cores, guarded, is_installed, root, target};
 use disturbance::undisturbed;
 use report::{Absent, Outcome, Report, Rounds};
 use servers::{Entry, Profile, Servers, Service};
-use workloads::{Bench, Workload};
+use stats::Sample;
+use workloads::{Bench, Load, Workload};
 
 #[derive(Args, Debug, Default)]
 pub(crate) struct Options {
@@ -88,8 +91,7 @@ pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
         building.finish_and_clear();
         return check_all(&wanted, &servers, cores, scratch.path(), out);
     }
-    progress("building the load");
-    let loader = servers::build(Profile::Release, "bench-load")?;
+    let loader = build_load(&services, &progress)?;
     building.finish_and_clear();
 
     let absent = leave_out(&mut wanted, &servers);
@@ -107,8 +109,13 @@ pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
     let bench = Bench { directory: scratch.path(), cores, loader: &loader, time };
     let bar = bar(plan.steps);
     for workload in &wanted {
-        let rounds = if workload.is_timed() { rounds } else { 1 };
-        let outcome = Outcome::new(workload, measure(&bench, workload, &servers.entries, rounds, &bar));
+        let measured = if workload.is_of_settings() {
+            measure_settings(&bench, workload, options, &bar)?
+        } else {
+            let rounds = if workload.is_timed() { rounds } else { 1 };
+            measure(&bench, workload, &servers.entries, rounds, &bar)
+        };
+        let outcome = Outcome::new(workload, measured);
         bar.suspend(|| writeln!(out, "{} ({})\n{}", workload.title, workload.name, outcome.table()))?;
         out.flush()?;
         report.workloads.push(outcome);
@@ -122,6 +129,16 @@ pub(crate) fn run(options: &Options, out: &mut impl Write) -> io::Result<()> {
         in_words(begun.elapsed().as_secs_f64()),
         results.join("report.md").display()
     )
+}
+
+/// Builds our own load, and what has one of its own to bear.
+fn build_load(services: &[Service], progress: &dyn Fn(&str)) -> io::Result<PathBuf> {
+    if services.contains(&Service::Settings) {
+        progress("building bench-busy");
+        servers::build(Profile::Release, "bench-busy")?;
+    }
+    progress("building the load");
+    servers::build(Profile::Release, "bench-load")
 }
 
 /// Takes what cannot be measured at all out of `wanted`; what is left out, and why.
@@ -148,6 +165,13 @@ fn leave_out(wanted: &mut Vec<Workload>, servers: &Servers) -> Vec<Absent> {
 }
 
 impl Options {
+    /// How often each setting of our own programs is measured, and for how many seconds: in a run of everything, the
+    /// rounds of the servers take the time.
+    fn of_settings(&self) -> (u32, u32) {
+        let rounds = if self.only.is_empty() || self.quick { 1 } else { 3 };
+        (self.rounds.unwrap_or(rounds), self.seconds.unwrap_or(1))
+    }
+
     /// Where the results go. Those in benchmark/results are of runs that can be compared.
     fn results(&self, directory: &Path) -> PathBuf {
         let is_plain = self.only.is_empty()
@@ -228,7 +252,7 @@ fn select(options: &Options) -> io::Result<Vec<Workload>> {
         }
     }
     let is_wanted = |workload: &Workload| {
-        let is_slow = workload.service == Service::Files
+        let is_slow = matches!(workload.service, Service::Files | Service::Settings)
             || matches!(workload.load, workloads::Load::Instructions { .. });
         let named = options.only.iter().any(|name| workload.name.starts_with(name.as_str()));
         named || options.only.is_empty() && !(options.quick && is_slow)
@@ -263,6 +287,11 @@ impl Plan {
                 steps += 1;
             }
         }
+        let (rounds, seconds) = options.of_settings();
+        for workload in wanted.iter().filter(|workload| workload.is_of_settings()) {
+            once += f64::from(rounds) * (workload.overhead() + f64::from(workload.settings() * seconds));
+            steps += u64::from(workload.settings() * rounds);
+        }
         Self::fit(timed, overhead, once, steps, budget, options)
     }
 
@@ -277,7 +306,10 @@ impl Plan {
         };
         let mut choices = candidates.iter().copied().map(given);
         let fits = choices.clone().find(|(rounds, seconds)| takes(*rounds, *seconds) <= budget);
-        let (rounds, seconds) = fits.or_else(|| choices.next_back()).unwrap_or((1, 1));
+        let (mut rounds, mut seconds) = fits.or_else(|| choices.next_back()).unwrap_or((1, 1));
+        if timed == 0 {
+            (rounds, seconds) = options.of_settings();
+        }
         Self { rounds, seconds, estimate: takes(rounds, seconds), steps: steps + u64::from(rounds * timed) }
     }
 }
@@ -352,6 +384,58 @@ fn measure(
             if !workload.is_timed() {
                 *slot = None;
             }
+        }
+    }
+    results
+}
+
+/// All rounds of a workload of our own programs.
+fn measure_settings(
+    bench: &Bench<'_>,
+    workload: &Workload,
+    options: &Options,
+    bar: &ProgressBar,
+) -> io::Result<Vec<Rounds>> {
+    let (rounds, seconds) = options.of_settings();
+    let bench = Bench { time: Duration::from_secs(seconds.into()), ..*bench };
+    bar.set_message(workload.name);
+    match workload.load {
+        Load::Overload { fresh } => {
+            let busy = servers::build(Profile::Release, "bench-busy")?;
+            Ok(overload::measure(&bench, &busy, fresh, rounds, bar))
+        }
+        Load::Loops(loops) => {
+            let program = if loops == loops::Loops::Busy { "bench-busy" } else { servers::OURS };
+            let program = servers::build(Profile::Release, program)?;
+            Ok(loops::measure(&bench, &program, loops, rounds, bar))
+        }
+        _ => Err(io::Error::other("it is not of settings")),
+    }
+}
+
+/// Rounds of rows, each as `measure` has it for its round and its place. One that fails is left out from there on.
+fn measure_rows(
+    names: &[&str],
+    rounds: u32,
+    bar: &ProgressBar,
+    mut measure: impl FnMut(usize, usize) -> io::Result<Sample>,
+) -> Vec<Rounds> {
+    let row = |name: &&str| Rounds { name: (*name).to_owned(), samples: Vec::new(), failure: None };
+    let mut results: Vec<Rounds> = names.iter().map(row).collect();
+    for round in 0..rounds as usize {
+        for (index, result) in results.iter_mut().enumerate() {
+            let sample = match &result.failure {
+                None => measure(round, index),
+                Some(_) => Err(io::Error::other("left out")),
+            };
+            result.samples.push(match sample {
+                Ok(sample) => Some(sample),
+                Err(error) => {
+                    result.failure.get_or_insert(format!("failed in round {}: {error}", round + 1));
+                    None
+                }
+            });
+            bar.inc(1);
         }
     }
     results

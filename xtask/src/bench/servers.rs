@@ -14,6 +14,8 @@ pub(super) enum Service {
     Files,
     Echo,
     Broadcast,
+    /// Our own programs, with settings that a workload chooses: no server is beside them.
+    Settings,
 }
 
 impl Service {
@@ -22,6 +24,7 @@ impl Service {
             Self::Http | Self::Files => "http",
             Self::Echo => "echo",
             Self::Broadcast => "broadcast",
+            Self::Settings => "settings",
         }
     }
 }

@@ -20,6 +20,16 @@ pub(super) enum Metric {
     P50,
     P99,
     P999,
+    /// Requests that were refused, a second: 503, to a request or to a new connection.
+    Shed,
+    /// Latency of these.
+    ShedP99,
+    /// Connections that ended with a request and no answer, a second.
+    Closed,
+    /// Requests without an answer at the end.
+    Unanswered,
+    /// How much later than due requests were sent, which is the load's own fault, in microseconds.
+    Late,
     /// Resident memory of the server after the load, in bytes.
     Resident,
     /// Share of its core that the server used: below 1, something else was the bottleneck.
@@ -39,7 +49,7 @@ pub(super) enum Metric {
 }
 
 impl Metric {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 20] = [
         Self::Rate,
         Self::Cpu,
         Self::User,
@@ -47,6 +57,11 @@ impl Metric {
         Self::P50,
         Self::P99,
         Self::P999,
+        Self::Shed,
+        Self::ShedP99,
+        Self::Closed,
+        Self::Unanswered,
+        Self::Late,
         Self::Resident,
         Self::ServerBusy,
         Self::LoadBusy,
@@ -67,6 +82,11 @@ impl Metric {
             Self::P50 => "p50 µs",
             Self::P99 => "p99 µs",
             Self::P999 => "p99.9 µs",
+            Self::Shed => "503 a second",
+            Self::ShedP99 => "their p99 µs",
+            Self::Closed => "closed a second",
+            Self::Unanswered => "without an answer",
+            Self::Late => "load late µs",
             Self::Resident => "resident KiB",
             Self::ServerBusy => "server busy %",
             Self::LoadBusy => "load busy %",
@@ -81,7 +101,10 @@ impl Metric {
     /// A value in the unit of the title.
     pub(super) fn show(self, value: f64) -> String {
         match self {
-            Self::Rate | Self::LoadLimit | Self::P50 | Self::P99 | Self::P999 => grouped(value),
+            Self::Rate | Self::LoadLimit | Self::P50 | Self::P99 | Self::P999 | Self::ShedP99 => {
+                grouped(value)
+            }
+            Self::Shed | Self::Closed | Self::Unanswered | Self::Late => grouped(value),
             Self::Firehose => grouped(value / (1024.0 * 1024.0)),
             Self::Resident => grouped(value / 1024.0),
             Self::ServerBusy | Self::LoadBusy => format!("{:.0}", value * 100.0),
@@ -94,7 +117,17 @@ impl Metric {
 
     /// Whether a ratio to the reference says something.
     pub(super) const fn is_compared(self) -> bool {
-        !matches!(self, Self::ServerBusy | Self::LoadBusy | Self::LoadLimit)
+        !matches!(
+            self,
+            Self::ServerBusy
+                | Self::LoadBusy
+                | Self::LoadLimit
+                | Self::Shed
+                | Self::ShedP99
+                | Self::Closed
+                | Self::Unanswered
+                | Self::Late
+        )
     }
 }
 

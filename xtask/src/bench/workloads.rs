@@ -5,10 +5,11 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::servers::{Entry, FILES, FLOOR, NGINX, Service, content};
+use super::loops::{self, Loops};
+use super::servers::{Entry, FILES, FLOOR, NGINX, OURS, Service, content};
 use super::stats::{Metric, Sample};
 use super::wrk::{self, Script};
-use super::{check, counted};
+use super::{check, counted, overload};
 use crate::process::{Cores, CpuTime, Server, guarded};
 
 /// What is done to a server.
@@ -31,6 +32,12 @@ pub(super) enum Load {
         pipelined: bool,
     },
     Syscalls,
+    /// More than can be answered: `overload.rs`.
+    Overload {
+        fresh: bool,
+    },
+    /// One loop and two: `loops.rs`.
+    Loops(Loops),
 }
 
 /// How far a figure of ours should go, in comparison with the reference or by itself.
@@ -62,15 +69,44 @@ impl Workload {
 
     /// The server that the others are compared with.
     pub(super) fn reference(&self) -> &'static str {
-        if self.service == Service::Files { NGINX } else { FLOOR }
+        match self.load {
+            Load::Overload { .. } => overload::REFERENCE,
+            Load::Loops(_) => loops::REFERENCE,
+            _ if self.service == Service::Files => NGINX,
+            _ => FLOOR,
+        }
+    }
+
+    /// Whose figures the goal is about.
+    pub(super) const fn subjects(&self) -> &'static [&'static str] {
+        match self.load {
+            Load::Overload { .. } => &overload::SUBJECTS,
+            _ => &[OURS],
+        }
     }
 
     /// Lasts as long as it is told, and is repeated.
     pub(super) const fn is_timed(&self) -> bool {
         !matches!(self.load, Load::Idle | Load::Instructions { .. } | Load::Syscalls)
+            && !self.is_of_settings()
     }
 
-    /// Seconds that one measurement takes, but for the load itself; about.
+    /// Measures our own programs with different settings, and each a number of times.
+    pub(super) const fn is_of_settings(&self) -> bool {
+        matches!(self.load, Load::Overload { .. } | Load::Loops(_))
+    }
+
+    /// How many settings there are.
+    pub(super) const fn settings(&self) -> u32 {
+        let rows = match self.load {
+            Load::Overload { .. } => overload::ROWS.len(),
+            Load::Loops(_) => loops::ROWS.len(),
+            _ => 0,
+        };
+        rows as u32
+    }
+
+    /// Seconds that one measurement takes, but for the load itself; about. With different settings: one round of them.
     pub(super) const fn overhead(&self) -> f64 {
         match self.load {
             Load::Wrk(..) | Load::Echo(_) | Load::Firehose => 0.1,
@@ -78,13 +114,17 @@ impl Workload {
             Load::Idle => 1.0,
             Load::Instructions { .. } => 2.0,
             Load::Syscalls => 2.0,
+            Load::Overload { .. } => overload::OVERHEAD,
+            Load::Loops(_) => 0.5,
         }
     }
 
     /// A program that it needs besides the servers.
     pub(super) const fn needs(&self) -> Option<(&'static str, &'static str)> {
         match self.load {
-            Load::Wrk(..) => Some(("wrk", "--version")),
+            Load::Wrk(..) | Load::Overload { .. } | Load::Loops(Loops::Http | Loops::Busy) => {
+                Some(("wrk", "--version"))
+            }
             Load::Instructions { .. } => Some(("valgrind", "--version")),
             Load::Syscalls => Some(("strace", "--version")),
             _ => None,
@@ -121,16 +161,16 @@ impl Workload {
 
     /// Whether `entry` is measured under it.
     pub(super) fn takes(&self, entry: &Entry) -> bool {
-        let ours_or_floor = entry.name.starts_with(super::servers::OURS) || entry.name == FLOOR;
+        let ours_or_floor = entry.name.starts_with(OURS) || entry.name == FLOOR;
         let counted = matches!(self.load, Load::Instructions { .. } | Load::Syscalls);
         entry.services.contains(&self.service) && (!counted || ours_or_floor) && self.missing(entry).is_none()
     }
 }
 
 use Metric::{BytesPerConnection, Cpu, Rate};
-use Service::{Broadcast, Echo, Files, Http};
+use Service::{Broadcast, Echo, Files, Http, Settings};
 
-pub(super) const ALL: [Workload; 22] = [
+pub(super) const ALL: [Workload; 27] = [
     workload("http-64", "HTTP keep-alive, 64 connections", Http, Load::Wrk(Script::Plain, 64))
         .aims(Cpu, Goal::RatioAtMost(1.03)),
     workload("http-512", "HTTP keep-alive, 512 connections", Http, Load::Wrk(Script::Plain, 512)),
@@ -214,6 +254,38 @@ pub(super) const ALL: [Workload; 22] = [
         Load::Instructions { pipelined: false },
     ),
     workload("syscalls-http", "System calls a keep-alive request, one connection", Http, Load::Syscalls),
+    workload(
+        "overload-kept",
+        "More requests than can be answered, on connections that are kept",
+        Settings,
+        Load::Overload { fresh: false },
+    )
+    .aims(Metric::P99, Goal::RatioAtMost(2.0)),
+    workload(
+        "overload-fresh",
+        "More requests than can be answered, each on a connection of its own",
+        Settings,
+        Load::Overload { fresh: true },
+    )
+    .aims(Metric::P99, Goal::RatioAtMost(2.0)),
+    workload(
+        "workers-busy",
+        "Two loops: HTTP with 100 µs of work a request, 64 connections",
+        Settings,
+        Load::Loops(Loops::Busy),
+    ),
+    workload(
+        "workers-http",
+        "Two loops: HTTP keep-alive, 64 connections, with the load on the same two cores",
+        Settings,
+        Load::Loops(Loops::Http),
+    ),
+    workload(
+        "workers-broadcast",
+        "Two loops: broadcast to 1,000 receivers, 1 line at a time, with the load on the same two cores",
+        Settings,
+        Load::Loops(Loops::Broadcast),
+    ),
 ];
 
 /// What a measurement has at hand.
@@ -222,7 +294,7 @@ pub(super) struct Bench<'a> {
     /// With the files, and for what is written.
     pub(super) directory: &'a Path,
     pub(super) cores: Cores,
-    /// The program that makes load for echo and broadcast.
+    /// The program that makes load for echo and broadcast, and open loops.
     pub(super) loader: &'a Path,
     pub(super) time: Duration,
 }
@@ -242,31 +314,23 @@ impl Bench<'_> {
             (Http | Files, _) => check::http(server.port, Script::Plain, None),
             (Echo, _) => check::echo(server.port),
             (Broadcast, _) => check::broadcast(server.port, entry.is_redis()),
+            // Who measures it checks it.
+            (Settings, _) => Ok(()),
         }
     }
 
     /// One round of a timed workload on a running server; of the others, all of it on a fresh one.
     pub(super) fn measure(&self, workload: &Workload, entry: &Entry, server: &Server) -> io::Result<Sample> {
+        let core = Some(self.cores.load);
         match workload.load {
-            Load::Wrk(script, connections) => {
-                let before = server.cpu_time()?;
-                let measured =
-                    wrk::load(self.directory, self.cores.load, server.port, script, connections, self.time)?;
-                let cpu = server.cpu_time()?;
-                let mut sample = Sample::new();
-                if let Some(latency) = measured.latency {
-                    sample.extend([Metric::P50, Metric::P99, Metric::P999].into_iter().zip(latency));
-                }
-                costs(&mut sample, before, cpu, measured.requests, measured.seconds);
-                sample.insert(Metric::Resident, server.resident()? as f64);
-                Ok(sample)
-            }
-            Load::Echo(size) => self.own(server, "echo", &["--size", &size.to_string()]),
-            Load::Firehose => self.own(server, "firehose", &[]),
+            Load::Wrk(script, connections) => self.wrk(server, core, script, connections),
+            Load::Echo(size) => self.own(server, core, "echo", &["--size", &size.to_string()]),
+            Load::Firehose => self.own(server, core, "firehose", &[]),
             Load::Broadcast { receivers, burst } => {
                 let mode = if entry.is_redis() { "redis" } else { "broadcast" };
                 self.own(
                     server,
+                    core,
                     mode,
                     &["--connections", &receivers.to_string(), "--burst", &burst.to_string()],
                 )
@@ -276,13 +340,40 @@ impl Bench<'_> {
             Load::Instructions { pipelined } => {
                 counted::instructions(entry, workload.service, pipelined, self.directory)
             }
+            Load::Overload { .. } | Load::Loops(_) => Err(io::Error::other("it is no other server's")),
         }
+    }
+
+    /// Load by wrk, from `core` or from any.
+    pub(super) fn wrk(
+        &self,
+        server: &Server,
+        core: Option<u32>,
+        script: Script,
+        connections: u32,
+    ) -> io::Result<Sample> {
+        let before = server.cpu_time()?;
+        let measured = wrk::load(self.directory, core, server.port, script, connections, self.time)?;
+        let cpu = server.cpu_time()?;
+        let mut sample = Sample::new();
+        if let Some(latency) = measured.latency {
+            sample.extend([Metric::P50, Metric::P99, Metric::P999].into_iter().zip(latency));
+        }
+        costs(&mut sample, before, cpu, measured.requests, measured.seconds);
+        sample.insert(Metric::Resident, server.resident()? as f64);
+        Ok(sample)
     }
 
     /// Load by our own program. It says when it begins, prints figures when the time is over, and then waits for what is
     /// under way: whether all of that comes is in how it ends.
-    fn own(&self, server: &Server, mode: &str, arguments: &[&str]) -> io::Result<Sample> {
-        let mut command = guarded(Some(self.cores.load));
+    pub(super) fn own(
+        &self,
+        server: &Server,
+        core: Option<u32>,
+        mode: &str,
+        arguments: &[&str],
+    ) -> io::Result<Sample> {
+        let mut command = guarded(core);
         command.arg(self.loader).args([mode, &server.port.to_string()]).args(arguments);
         command.args(["--seconds", &self.time.as_secs_f64().to_string()]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;

@@ -133,10 +133,10 @@ impl Measured {
     }
 }
 
-/// Loads a server from `core`.
+/// Loads a server from `core`, or from any.
 pub(super) fn load(
     directory: &Path,
-    core: u32,
+    core: Option<u32>,
     port: u16,
     script: Script,
     connections: u32,
@@ -145,7 +145,7 @@ pub(super) fn load(
     let file = directory.join("wrk.lua");
     std::fs::write(&file, script.lua())?;
     let seconds = time.as_secs().max(1);
-    let mut wrk = guarded(Some(core));
+    let mut wrk = guarded(core);
     wrk.args(["wrk", "-t1", &format!("-c{connections}"), &format!("-d{seconds}s"), "--timeout", "10s", "-s"])
         .arg(&file)
         .arg(format!("http://127.0.0.1:{port}{}", script.path()));
