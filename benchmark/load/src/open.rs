@@ -377,20 +377,18 @@ mod tests {
         assert_eq!(early, 20, "it is in the course of the run: {measured}");
     }
 
+    /// A thousand a second.
+    fn open(seed: u64) -> Open {
+        let (warm_up, time, patience) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        let (port, rate, fresh, connections) = (1, 1000.0, false, 1);
+        let options = Options { port, rate, fresh, connections, seed, warm_up, time, patience };
+        Open::new(Record::new().unwrap(), options).unwrap()
+    }
+
     #[test]
     fn arrivals_are_as_many_as_asked_for_and_the_same_again() {
         let gaps = |seed| {
-            let options = Options {
-                port: 1,
-                rate: 1000.0,
-                fresh: false,
-                connections: 1,
-                seed,
-                warm_up: Duration::ZERO,
-                time: Duration::ZERO,
-                patience: Duration::ZERO,
-            };
-            let mut open = Open::new(Record::new().unwrap(), options).unwrap();
+            let mut open = open(seed);
             (0..10_000).map(|_| open.gap()).collect::<Vec<_>>()
         };
         let some = gaps(1);
@@ -401,6 +399,17 @@ mod tests {
         // Of an exponential distribution, 63.2% lie below the mean.
         let below = some.iter().filter(|gap| **gap < Duration::from_millis(1)).count();
         assert!((6100..6500).contains(&below), "{below}");
+    }
+
+    #[test]
+    fn what_came_due_while_the_load_was_held_up_is_made_up_for() {
+        let mut open = open(1);
+        let start = Instant::now();
+        open.next = Some(start);
+        open.arrive(start + Duration::from_secs(1));
+        assert!((900..1100).contains(&open.waiting.len()), "{}", open.waiting.len());
+        assert_eq!(open.waiting.front(), Some(&start));
+        assert!(open.next > Some(start + Duration::from_secs(1)));
     }
 
     #[test]
