@@ -10,7 +10,7 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use epoll_protocols::http1::{Http, HttpConfig, Request, Response};
 use epoll_reactor::{ConnId, Limits};
@@ -35,8 +35,12 @@ type Site = Server<Http<fn(&Request<'_>, &mut Response)>, Watched>;
 /// With the clock stopped.
 fn site() -> (Site, std::rc::Rc<support::kernel::Sends>) {
     let kernel = Watched::new();
+    kernel.sends.stop_clock();
+    site_on(kernel)
+}
+
+fn site_on(kernel: Watched) -> (Site, std::rc::Rc<support::kernel::Sends>) {
     let sends = kernel.sends.clone();
-    sends.stop_clock();
     let config = HttpConfig { keep_alive_timeout: KEEP_ALIVE, ..HttpConfig::default() };
     let limits = config.limits(Limits {
         output: 64 << 20,
@@ -155,4 +159,33 @@ fn a_body_that_began_fast_may_be_silent_no_longer_than_any_other() {
     let (answer, end) = site.rest(&mut client);
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     assert_eq!(end, End::Finished);
+}
+
+#[test]
+fn a_step_of_the_wall_clock_shows_in_the_date_within_a_second() {
+    let kernel = Watched::new();
+    kernel.sends.stop_clock();
+    let began = kernel.sends.clock.get().unwrap();
+    let wall = |milliseconds| Some(UNIX_EPOCH + Duration::from_millis(milliseconds));
+    kernel.sends.wall_clock.set(wall(10));
+    let (mut site, sends) = site_on(kernel);
+    let mut client = site.join();
+    let mut date_at = |milliseconds, shown| {
+        sends.clock.set(Some(began + Duration::from_millis(milliseconds)));
+        sends.wall_clock.set(wall(shown));
+        client.push(get(0).as_bytes());
+        let mut date = String::new();
+        loop {
+            match site.line(&mut client).as_str() {
+                "\r\n" => return date,
+                line => date = line.strip_prefix("Date: ").map_or(date, str::to_owned),
+            }
+        }
+    };
+    assert_eq!(date_at(0, 10), "Thu, 01 Jan 1970 00:00:00 GMT\r\n");
+    assert_eq!(date_at(1000, 1010), "Thu, 01 Jan 1970 00:00:01 GMT\r\n");
+    // Just then it is set an hour ahead.
+    assert_eq!(date_at(1995, 3_602_005), "Thu, 01 Jan 1970 01:00:02 GMT\r\n");
+    // And back.
+    assert_eq!(date_at(3000, 3010), "Thu, 01 Jan 1970 00:00:03 GMT\r\n");
 }

@@ -1,6 +1,6 @@
-//! The time as the loop knows it: the monotonic clock once a turn, the wall clock once a second.
+//! The time as the loop knows it: the monotonic clock once a turn, the wall clock at each of its seconds.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use epoll_sys::Timestamp;
 
@@ -10,19 +10,21 @@ pub(crate) struct Clock {
     pub(crate) now: Timestamp,
     wall: SystemTime,
     wall_read: Timestamp,
+    /// When the second that the wall clock showed is over. Who writes dates has them made anew then, and is to know of a step
+    /// of the wall clock.
+    wall_until: Timestamp,
 }
 
 impl Clock {
-    pub(crate) const fn new(now: Timestamp, wall: SystemTime) -> Self {
-        Self { now, wall, wall_read: now }
+    pub(crate) fn new(now: Timestamp, wall: SystemTime) -> Self {
+        Self { now, wall, wall_read: now, wall_until: now + rest_of_second(wall) }
     }
 
-    /// Moves on to `now`; reads the wall clock through `read_wall` only once a second.
+    /// Moves on to `now`; reads the wall clock through `read_wall` when its second is over.
     pub(crate) fn advance(&mut self, now: Timestamp, read_wall: impl FnOnce() -> SystemTime) {
         self.now = self.now.max(now);
-        if self.now - self.wall_read >= Duration::from_secs(1) {
-            self.wall = read_wall();
-            self.wall_read = self.now;
+        if self.now >= self.wall_until {
+            *self = Self::new(self.now, read_wall());
         }
     }
 
@@ -36,20 +38,31 @@ impl Clock {
     }
 }
 
+/// Until the next whole second.
+fn rest_of_second(wall: SystemTime) -> Duration {
+    let since = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_secs(1) - Duration::from_nanos(since.subsec_nanos().into())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
-
     use super::*;
 
     #[test]
-    fn the_wall_clock_is_read_once_a_second_and_moves_in_between() {
+    fn the_wall_clock_is_read_at_each_of_its_seconds_and_moves_in_between() {
         let at = |milliseconds: u64| Timestamp::from_nanoseconds(1_000_000 * milliseconds);
         let mut clock = Clock::new(at(1000), UNIX_EPOCH);
         clock.advance(at(1999), || unreachable!("not yet"));
         assert_eq!(clock.wall(), UNIX_EPOCH + Duration::from_millis(999));
         clock.advance(at(2000), || UNIX_EPOCH + Duration::from_secs(50));
         assert_eq!(clock.wall(), UNIX_EPOCH + Duration::from_secs(50));
+        clock.advance(at(3000), || UNIX_EPOCH + Duration::from_millis(51_900));
+        clock.advance(at(3099), || unreachable!("not yet"));
+        clock.advance(at(3100), || UNIX_EPOCH - Duration::from_millis(1));
+        clock.advance(at(4099), || unreachable!("not yet"));
+        assert_eq!(clock.wall(), UNIX_EPOCH + Duration::from_millis(998));
+        clock.advance(at(4100), || UNIX_EPOCH);
+        assert_eq!(clock.wall(), UNIX_EPOCH);
     }
 
     #[test]

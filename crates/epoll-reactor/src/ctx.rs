@@ -113,8 +113,8 @@ impl Ctx {
         self.clock.now
     }
 
-    /// The wall clock at [`now`](Self::now), for dates. It is read once a second and moved on by the
-    /// monotonic clock in between, so a step of the system's clock shows within a second.
+    /// The wall clock at [`now`](Self::now), for dates. It is read at each of its seconds and moved on by the
+    /// monotonic clock in between, so a step of the system's clock shows within a second, also in dates that say no more.
     #[must_use]
     pub fn wall_clock(&self) -> SystemTime {
         self.clock.wall()

@@ -15,10 +15,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use epoll_reactor::{
-    CloseReason, ConnectionInfo, ConnectionState, Limits, ListOrder, LoopMetrics, LoopPhase, RemoteError,
-    Stopped, monotonic_now,
+    CloseReason, ConnectionInfo, ConnectionState, Errno, Interest, Limits, ListOrder, LoopMetrics, LoopPhase,
+    RemoteError, Stopped, monotonic_now,
 };
-use support::{Harness, KIB, PATIENCE, Script};
+use support::{Call, Harness, KIB, Method, PATIENCE, Script};
 
 fn states(metrics: &LoopMetrics) -> BTreeMap<&'static str, u64> {
     let read = metrics.read();
@@ -184,6 +184,62 @@ fn what_waits_while_a_turn_takes_long_is_late_by_as_much() {
     harness.until("the one that waits", |script| script.inputs(two).len() == 1);
     let lag = metrics.read().poll_lag.since(&blocked.poll_lag);
     assert_eq!((lag.count(), lag.sum), (1, Duration::from_millis(30)));
+}
+
+#[test]
+fn events_messages_and_timers_are_counted_once_each() {
+    let mut harness =
+        Harness::with(Script::default(), Limits { idle_timeout: Some(PATIENCE), ..Limits::default() });
+    let (mut peer, id) = harness.open();
+    harness.settle();
+    harness.stop_clock();
+    let before = harness.ctx().counters();
+    peer.say(b"hello");
+    harness.until("the input", |script| script.inputs(id).len() == 1);
+    harness.settle();
+    assert_eq!(harness.ctx().counters().events, before.events + 1);
+
+    let remote = harness.remote();
+    [1, 2].into_iter().for_each(|message| remote.send(message).unwrap());
+    harness.until("the messages", |script| script.messages().len() == 2);
+    assert_eq!(harness.ctx().counters().messages, 2);
+
+    harness.ctx().set_timer(id, Duration::from_secs(1));
+    harness.advance(Duration::from_secs(1));
+    assert_eq!(harness.script().count(|call| matches!(call, Call::Timer(_))), 1);
+    assert_eq!(harness.ctx().counters().timers_fired, 1);
+    harness.advance(PATIENCE);
+    assert_eq!(harness.closed(id), CloseReason::IdleTimeout);
+    assert_eq!(harness.ctx().counters().timers_fired, 2);
+}
+
+#[test]
+fn an_event_of_a_descriptor_that_was_let_go_is_counted_as_such() {
+    let mut harness = Harness::new(Script::default());
+    let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK).unwrap();
+    // As long as this lives the kernel goes on reporting, if it is not told to stop.
+    let _duplicate = reader.try_clone().unwrap();
+    let source = harness.reactor.watch(reader, Interest::Readable).unwrap();
+    harness.kernel.hold_duplicates.set(true);
+    harness.ctx().unwatch(source);
+    harness.settle();
+    assert_eq!(harness.ctx().counters().stale_events, 0);
+    nix::unistd::write(&writer, b"x").unwrap();
+    harness.until_loop("the event", |it| it.ctx().counters().stale_events == 1);
+    assert_eq!(harness.script().count(|call| matches!(call, Call::Ready(..))), 0);
+}
+
+#[test]
+fn a_client_that_cannot_be_watched_is_counted_as_shed() {
+    let mut harness = Harness::new(Script::default());
+    for (number, errno) in [Errno::ENOSPC, Errno::EPERM].into_iter().enumerate() {
+        harness.kernel.fail(Method::Add, errno, 1);
+        let mut peer = harness.connect();
+        let (received, _) = harness.receive_all(&mut peer);
+        assert!(received.is_empty());
+        let counted = harness.ctx().counters();
+        assert_eq!((counted.shed, counted.accepted), (number as u64 + 1, 0), "{errno}");
+    }
 }
 
 #[test]

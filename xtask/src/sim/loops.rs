@@ -1,7 +1,6 @@
 //! Broadcast in several loops on one kernel and one clock. The seed says which loop has its turn, which one stalls or dies,
 //! and when all drain; what each client hears is compared with what the loops have taken from the others.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -10,94 +9,22 @@ use std::time::Duration;
 
 use epoll_protocols::{Broadcast, BroadcastConfig, BroadcastLoops, BroadcastMessage, SlowReceivers};
 use epoll_reactor::sim::{Faults, Peer, Received, Sim, SimKernel};
-use epoll_reactor::{
-    Address, CloseReason, CloseStats, ConnId, Ctx, Handler, Limits, ListenOptions, Reactor, Remote,
-    Timestamp, Turn, Worker,
-};
+use epoll_reactor::{Address, Limits, ListenOptions, Reactor, Remote, Turn, Worker};
 use fastrand::Rng;
 
-use super::broadcast::{Heard, Member};
+use super::broadcast::Member;
 use super::failure::{Failure, demand};
 use super::limits::draw_limits;
 use super::plan::{Plan, magnitude};
-use super::published::{content, name};
 use super::report::Scene;
 use super::session::Talk;
 use super::stage::{Tally, world};
 use super::{Broken, watchdog, watched};
+use heard::{compare, count};
+use noted::{Noted, Taken};
 
-/// How many lines of each session the loops have taken.
-type Taken = Rc<RefCell<BTreeMap<usize, u64>>>;
-
-/// The broadcast handler of one loop, with what it takes noted.
-struct Noted {
-    inner: Broadcast,
-    taken: Taken,
-    limit: usize,
-    violations: Vec<String>,
-}
-
-impl Handler for Noted {
-    type Conn = <Broadcast as Handler>::Conn;
-    type Message = BroadcastMessage;
-
-    fn on_open(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Self::Conn) {
-        self.inner.on_open(ctx, id, conn);
-    }
-
-    fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Self::Conn, input: &[u8]) -> usize {
-        let consumed = self.inner.on_data(ctx, id, conn, input);
-        for line in input[..consumed].split_inclusive(|byte| *byte == b'\n') {
-            let line = line.strip_suffix(b"\n").unwrap_or(line);
-            let Some((session, number)) = name(line) else {
-                self.violations.push(format!("{id} published what nobody said: {line:?}"));
-                continue;
-            };
-            let mut taken = self.taken.borrow_mut();
-            let next = taken.entry(session).or_default();
-            if number != *next || content(session, number, self.limit) != line {
-                self.violations.push(format!("{id} published line {number} of session {session} for {next}"));
-            }
-            *next += 1;
-        }
-        consumed
-    }
-
-    fn on_eof(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Self::Conn, unconsumed: &[u8]) {
-        self.inner.on_eof(ctx, id, conn, unconsumed);
-    }
-
-    fn on_drain(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Self::Conn) {
-        self.inner.on_drain(ctx, id, conn);
-    }
-
-    fn on_timer(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Self::Conn) {
-        self.inner.on_timer(ctx, id, conn);
-    }
-
-    fn on_stopping(&mut self, ctx: &mut Ctx, deadline: Timestamp) {
-        self.inner.on_stopping(ctx, deadline);
-    }
-
-    fn on_shutdown(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut Self::Conn, deadline: Timestamp) {
-        self.inner.on_shutdown(ctx, id, conn, deadline);
-    }
-
-    fn on_close(
-        &mut self,
-        ctx: &mut Ctx,
-        id: ConnId,
-        conn: Self::Conn,
-        reason: CloseReason,
-        stats: &CloseStats,
-    ) {
-        self.inner.on_close(ctx, id, conn, reason, stats);
-    }
-
-    fn on_message(&mut self, ctx: &mut Ctx, message: BroadcastMessage) {
-        self.inner.on_message(ctx, message);
-    }
-}
+mod heard;
+mod noted;
 
 struct Client {
     at: usize,
@@ -459,68 +386,6 @@ fn address(index: usize) -> Address {
     Address::Tcp(([127, 0, 0, 1], 7000 + index as u16).into())
 }
 
-/// How many lines a client has heard, and how many it was told it has missed.
-fn count(member: &Member) -> (u64, u64) {
-    member.heard.iter().fold((0, 0), |(lines, skipped), heard| match heard {
-        Heard::Line(_) => (lines + 1, skipped),
-        Heard::Skipped(count) => (lines, skipped + count),
-        Heard::TooLong => (lines, skipped),
-    })
-}
-
-/// What `session` heard of each other is what was taken of it, in its order and once, but for as many lines as it was
-/// told it missed. `all`: and nothing is missing at the end.
-fn compare(
-    session: usize,
-    member: &Member,
-    taken: &BTreeMap<usize, u64>,
-    names: &mut BTreeMap<usize, u64>,
-    all: bool,
-) -> Result<(), Failure> {
-    let mut next: BTreeMap<usize, u64> = BTreeMap::new();
-    let (mut missed, mut told) = (0, 0);
-    for (position, heard) in member.heard.iter().enumerate() {
-        match heard {
-            Heard::Line(line) => {
-                let name = *names.entry(line.session).or_insert(line.client);
-                let expected = next.entry(line.session).or_default();
-                demand!(
-                    line.session != session && name == line.client && line.number >= *expected,
-                    "broadcast",
-                    "heard {line:?} as {position}th, not number {expected} of client {name}"
-                );
-                missed += line.number - *expected;
-                *expected = line.number + 1;
-                demand!(
-                    missed <= told,
-                    "broadcast",
-                    "heard {line:?} as {position}th: {missed} are missing, and it was told of {told}"
-                );
-            }
-            Heard::Skipped(count) => told += count,
-            Heard::TooLong => (),
-        }
-    }
-    let heard_last = taken.iter().filter(|(number, _)| **number != session).map(|(number, count)| {
-        let heard = next.get(number).copied().unwrap_or(0);
-        (*number, *count, heard)
-    });
-    for (number, count, heard) in heard_last {
-        demand!(
-            heard <= count,
-            "broadcast",
-            "line {heard} of session {number} was heard, {count} were taken"
-        );
-        missed += count - heard;
-    }
-    demand!(
-        !all || (missed == told && !member.is_torn()),
-        "broadcast",
-        "{missed} lines are missing at its end, and it was told of {told}"
-    );
-    Ok(())
-}
-
 /// Runs one plan to its end.
 pub(crate) fn run(plan: &Plan) -> (Tally, Option<Broken>) {
     let _watching = watchdog::watch(plan);
@@ -538,45 +403,4 @@ pub(crate) fn run(plan: &Plan) -> (Tally, Option<Broken>) {
         fingerprint: sim.fingerprint(),
     };
     (tally, result.err().map(|failure| Broken { failure, scene: Scene::of_the_end(&sim) }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::published::Line;
-    use super::*;
-
-    fn check(heard: &[Heard], all: bool) -> Result<(), Failure> {
-        let mut member = Member::new(0, 100, 0, 0, false);
-        member.heard = heard.to_vec();
-        // Of the others three and one; its own are not for it.
-        let taken = BTreeMap::from([(0, 5), (1, 3), (2, 1)]);
-        compare(0, &member, &taken, &mut BTreeMap::from([(1, 7)]), all)
-    }
-
-    #[test]
-    fn what_is_lost_doubled_out_of_order_or_of_the_wrong_client_is_found() {
-        let line = |client, session, number| Heard::Line(Line { client, session, number });
-        let [one, two, three, other] = [line(7, 1, 0), line(7, 1, 1), line(7, 1, 2), line(8, 2, 0)];
-        for heard in [&[one, two, three, other][..], &[other, one, two, three]] {
-            check(heard, true).unwrap();
-        }
-        check(&[one, two], false).unwrap();
-        check(&[one, Heard::Skipped(2), three, Heard::Skipped(0)], false).unwrap();
-        check(&[one, Heard::Skipped(1), three, other], true).unwrap();
-        for heard in
-            [&[one, two, other][..], &[one, Heard::Skipped(2)], &[one, two, three, other, Heard::Skipped(1)]]
-        {
-            assert_eq!(check(heard, true).unwrap_err().rule, "broadcast", "{heard:?}");
-        }
-        for heard in [
-            &[one, three][..],
-            &[one, one],
-            &[two, one],
-            &[line(8, 1, 0)],
-            &[line(9, 0, 0)],
-            &[one, two, three, line(7, 1, 3)],
-        ] {
-            assert_eq!(check(heard, false).unwrap_err().rule, "broadcast", "{heard:?}");
-        }
-    }
 }
