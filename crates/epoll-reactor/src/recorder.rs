@@ -336,6 +336,18 @@ impl Recorder {
         Some(recording)
     }
 
+    /// How many records there have been, ever.
+    #[cfg(feature = "sim")]
+    pub(crate) const fn noted(&self) -> u64 {
+        self.noted
+    }
+
+    /// Those noted since there were `noted`, as far as they are there still.
+    #[cfg(feature = "sim")]
+    pub(crate) fn since(&self, noted: u64) -> impl Iterator<Item = Record> {
+        self.newest(usize::try_from(self.noted - noted).unwrap_or(usize::MAX))
+    }
+
     /// The last `count` records, or as many as there is room for, in their order.
     fn newest(&self, count: usize) -> impl Iterator<Item = Record> {
         let (newest, oldest) = self.records.split_at_checked(self.next).unwrap_or_default();
