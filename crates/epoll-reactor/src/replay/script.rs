@@ -172,16 +172,17 @@ mod tests {
 
     use super::*;
 
-    /// One record of connection `index` at each time; a turn ends where there is no index.
-    fn recording(what: &[(u64, Option<u32>, RecordKind, u32, Option<Errno>)]) -> Recording {
-        let record =
-            |&(time, index, kind, amount, errno): &(u64, Option<u32>, RecordKind, u32, Option<Errno>)| {
-                let record = Record::new(kind, index.map(|index| Token::new(index, 1)));
-                let detail = errno.map_or(0, |errno| u16::try_from(errno as i32).unwrap());
-                let extra = u8::from(kind == RecordKind::Read && errno.is_none() && amount > 0);
-                let time = Timestamp::from_nanoseconds(time);
-                Record { time, amount, detail, extra, ..record }
-            };
+    /// Time, connection, what, amount, error.
+    type Brief = (u64, Option<u32>, RecordKind, u32, Option<Errno>);
+
+    fn recording(what: &[Brief]) -> Recording {
+        let record = |&(time, index, kind, amount, errno): &Brief| {
+            let record = Record::new(kind, index.map(|index| Token::new(index, 1)));
+            let detail = errno.map_or(0, |errno| u16::try_from(errno as i32).unwrap());
+            let extra = u8::from(kind == RecordKind::Read && errno.is_none() && amount > 0);
+            let time = Timestamp::from_nanoseconds(time);
+            Record { time, amount, detail, extra, ..record }
+        };
         Recording {
             worker: 0,
             overwritten: 0,
