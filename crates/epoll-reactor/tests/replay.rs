@@ -30,6 +30,7 @@ enum Call {
     Open(ConnId),
     Data(ConnId, Vec<u8>),
     Eof(ConnId, Vec<u8>),
+    Timer(ConnId),
     Close(ConnId, CloseReason),
 }
 
@@ -60,6 +61,8 @@ impl Handler for Lines {
                 ctx.close_after_flush(id);
             } else if line == b"abort\n" {
                 ctx.abort(id);
+            } else if line == b"later\n" {
+                ctx.set_timer(id, Duration::from_millis(40));
             } else if line == b"half\n" {
                 ctx.shut_down_output(id);
             } else {
@@ -68,6 +71,11 @@ impl Handler for Lines {
             }
         }
         consumed
+    }
+
+    fn on_timer(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut ()) {
+        self.calls.borrow_mut().push(Call::Timer(id));
+        let _: SendOutcome<_> = ctx.send(id, b"now\n");
     }
 
     fn on_eof(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut (), unconsumed: &[u8]) {
@@ -180,7 +188,7 @@ fn the_handler_is_called_for_the_same_things_and_answers_the_same() {
     real.until_all_closed();
 
     let recording = real.recording();
-    let (clients, calls) = replay(&recording, limits());
+    let (clients, calls) = replay(&recording, Limits::default());
     assert_eq!(calls, real.calls());
     for (client, answer) in clients.iter().zip(&heard) {
         assert_eq!(&client.answer, answer);
@@ -276,6 +284,107 @@ fn the_time_between_passes_and_the_calendar_is_what_it_was() {
 }
 
 #[test]
+fn what_comes_by_the_clock_comes_where_it_did() {
+    let mut real = Real::new(limits());
+    let [mut first, mut second] = [real.open(), real.open()];
+    real.say(&mut first, b"later\n");
+    real.say(&mut second, b"a\n");
+    real.until("the timer", |calls| calls.iter().any(|it| matches!(it, Call::Timer(_))));
+    real.say(&mut second, b"b\n");
+    let recording = real.recording();
+    let (clients, calls) = replay(&recording, limits());
+    assert_eq!(calls, real.calls());
+    assert_eq!((&clients[0].answer[..], &clients[1].answer[..]), (&b"now\n"[..], &b"1\n1\n"[..]));
+}
+
+/// A recording of two connections, accepted in the first turn: time in microseconds, connection, what was read, or the
+/// error.
+fn recording_of(reads: &[(u64, u64, Result<&[u8], Errno>)]) -> Recording {
+    let (kinds, mut recording) = (
+        [4, 6, 1],
+        Recording {
+            worker: 0,
+            overwritten: 0,
+            time: Timestamp::from_nanoseconds(1),
+            wall: SystemTime::UNIX_EPOCH,
+            records: Vec::new(),
+            input: Vec::new(),
+        },
+    );
+    let [accept, read, turn] = kinds.map(|code| Record {
+        time: Timestamp::from_nanoseconds(1_000),
+        token: 0,
+        duration: 0,
+        amount: 0,
+        detail: 0,
+        code,
+        extra: 0,
+    });
+    assert_eq!(
+        [accept, read, turn].map(|it| it.kind()),
+        [RecordKind::Accept, RecordKind::Read, RecordKind::Turn].map(Some)
+    );
+    let id = |index: u64| 1 << 32 | index;
+    recording.records.extend([Record { token: id(0), ..accept }, Record { token: id(1), ..accept }, turn]);
+    for (microseconds, index, result) in reads {
+        recording.time = Timestamp::from_nanoseconds(1_000 * microseconds);
+        let record = Record { time: recording.time, token: id(*index), ..read };
+        recording.records.push(match result {
+            Ok(input) => {
+                let (duration, amount) = (recording.input.len() as u64, u32::try_from(input.len()).unwrap());
+                recording.input.extend_from_slice(input);
+                Record { duration, amount, extra: 1, ..record }
+            }
+            Err(errno) => Record { detail: u16::try_from(*errno as i32).unwrap(), ..record },
+        });
+        recording.records.push(Record { time: recording.time, ..turn });
+    }
+    recording
+}
+
+#[test]
+fn who_resets_has_heard_what_was_said_to_it_before() {
+    let recording = recording_of(&[(10, 0, Ok(b"a\n")), (11, 0, Err(Errno::ECONNRESET))]);
+    let (clients, _) = replay(&recording, limits());
+    assert_eq!((&clients[0].answer[..], clients[0].ending), (&b"1\n"[..], Ending::Reset));
+    assert_eq!(clients[0].after.reason, Some(CloseReason::Reset));
+}
+
+#[test]
+fn a_turn_that_leaves_work_has_others_behind_it_before_what_came_later_and_at_the_end() {
+    let slow = Limits { read_buffer: 1, read_budget: 1, ..limits() };
+    let recording = recording_of(&[(10, 0, Ok(b"a\n")), (100, 1, Ok(b"b\n")), (100, 0, Ok(b"c\nd\n"))]);
+    let (clients, calls) = replay(&recording, slow);
+    let inputs: Vec<_> = calls
+        .iter()
+        .filter_map(|it| if let Call::Data(_, input) = it { Some(&input[..]) } else { None })
+        .collect();
+    assert_eq!(inputs[..3], [&b"a"[..], b"a\n", b"b"]);
+    assert_eq!(clients.iter().map(|it| it.after.read).collect::<Vec<_>>(), [6, 2]);
+    assert_eq!(clients[0].answer, b"1\n1\n1\n");
+}
+
+#[test]
+fn times_are_those_of_the_recording_and_not_whole_milliseconds() {
+    let recording = recording_of(&[(1_000, 0, Ok(b"a\n")), (2_500, 0, Ok(b"b\n"))]);
+    let lines = Lines::default();
+    Replay::new(&recording).run(lines.clone(), limits()).unwrap();
+    let times = lines.wall.take();
+    let apart = times[3].duration_since(times[2]).unwrap();
+    assert!((1_499..1_510).contains(&apart.as_micros()), "{apart:?}");
+}
+
+#[test]
+fn who_finds_no_room_this_time_is_not_let_in() {
+    let recording = recording_of(&[(10, 0, Ok(b"a\n")), (20, 1, Ok(b"b\n"))]);
+    let one = Limits { connections: 1, refusal: b"full\n", ..limits() };
+    let (clients, _) = replay(&recording, one);
+    assert!(clients[0].replayed.is_some() && clients[0].answer == b"1\n", "{clients:?}");
+    assert_eq!((clients[1].replayed, &clients[1].answer[..]), (None, &b"full\n"[..]));
+    assert_eq!(clients[1].after, Course::default());
+}
+
+#[test]
 fn a_callback_that_panicked_panics_again() {
     for there in [PanicPolicy::CloseConnection, PanicPolicy::Propagate] {
         let mut real = Real::new(Limits { panics: there, ..limits() });
@@ -315,11 +424,12 @@ fn who_is_not_all_there_is_left_out_and_named() {
         real.reactor.turn(Some(Duration::from_millis(5))).unwrap();
     }
     drop(refused);
-    real.say(&mut long, b"abc\n");
     real.say(&mut old, b"b\n");
+    real.say(&mut long, b"abc\n");
     real.say(&mut short, b"ab\n");
     real.say(&mut long, b"d\n");
     let mut recording = real.recording();
+    assert_eq!(recording.input, b"ab\nd\n");
     let opened: Vec<_> =
         real.calls().iter().filter_map(|it| if let Call::Open(id) = it { Some(*id) } else { None }).collect();
     // As if there had been less room for records.
@@ -366,7 +476,9 @@ fn a_handler_that_has_the_loop_end_ends_the_replay() {
     let [mut first, mut second] = [real.open(), real.open()];
     real.say(&mut first, b"a\n");
     real.say(&mut second, b"b\n");
-    let recording = real.recording();
+    let mut recording = real.recording();
+    // What has stopped takes no time that is left.
+    recording.time = recording.time + Duration::from_secs(10);
     let replayed = Replay::new(&recording).run(Ends, limits()).unwrap();
     let reasons = replayed.clients.iter().map(|client| client.after.reason);
     assert_eq!(reasons.collect::<Vec<_>>(), [Some(CloseReason::Shutdown); 2]);

@@ -72,7 +72,7 @@ impl<'a> Script<'a> {
                 None | Some(RecordKind::Event | RecordKind::AcceptPaused) => continue,
                 Some(kind) => kind,
             };
-            if record.token == 0 || Token::from_u64(record.token).registration().is_some() {
+            if Token::from_u64(record.token).registration().is_some() {
                 continue;
             }
             let (index, is_new) = match indexes.entry(record.token) {
@@ -203,8 +203,9 @@ mod tests {
         let recording = recording(&[
             (10, Some(0), Accept, 5_000, None),
             (10, None, Turn, 1, None),
-            // The kernel's word, and what callbacks did, say nothing of clients.
+            // A turn in which nothing came of clients, and one that has an accept twice, as no loop has it.
             (20, None, Turn, 1, None),
+            (30, Some(1), Accept, 5_001, None),
             (30, Some(1), Accept, 5_001, None),
             (31, Some(0), Read, 2, None),
             (32, Some(0), Read, 3, Some(Errno::EAGAIN)),
@@ -257,6 +258,7 @@ mod tests {
             // Of one that is no more, and of a listener.
             (30, Some(1), RecordKind::Event, 0, None),
             (30, Some(1 << 31), RecordKind::Callback, 0, None),
+            (30, None, RecordKind::Callback, 0, None),
         ]);
         let script = Script::new(&recording);
         let connection = ConnId(Token::new(0, 1));

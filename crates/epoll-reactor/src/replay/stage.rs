@@ -22,7 +22,7 @@ const RECORDS: usize = 1 << 16;
 /// No buffer of the kernel's is ever full.
 const ROOM: usize = usize::MAX / 4;
 
-/// The shortest time that the simulated kernel knows: what is sent arrives so much later.
+/// The shortest time that the simulated kernel knows: what is sent arrives so much later, and a wait takes longer.
 const INSTANT: Duration = Duration::from_nanos(1);
 
 /// Behind the recording's end, for what waits in the loop: a handler may have work without end.
@@ -63,7 +63,6 @@ impl<H: Handler> Stage<H> {
         let network = Network {
             latency: (Duration::ZERO, Duration::ZERO),
             gap: (Duration::ZERO, Duration::ZERO),
-            segment: (usize::MAX, usize::MAX),
             send_buffer: (ROOM, ROOM),
             receive_buffer: (ROOM, ROOM),
             ..Network::steady()
@@ -148,7 +147,6 @@ impl<H: Handler> Stage<H> {
         for (client, act) in &scene.acts {
             self.perform(*client, *act);
         }
-        self.sim.advance(INSTANT);
         self.turn(Duration::ZERO)
     }
 
