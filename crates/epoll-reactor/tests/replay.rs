@@ -297,9 +297,11 @@ fn what_comes_by_the_clock_comes_where_it_did() {
     assert_eq!((&clients[0].answer[..], &clients[1].answer[..]), (&b"now\n"[..], &b"1\n1\n"[..]));
 }
 
-/// A recording of two connections, accepted in the first turn: time in microseconds, connection, what was read, or the
-/// error.
-fn recording_of(reads: &[(u64, u64, Result<&[u8], Errno>)]) -> Recording {
+/// Time in microseconds, connection, what was read, or the error.
+type Reading<'a> = (u64, u64, Result<&'a [u8], Errno>);
+
+/// A recording of two connections, accepted in the first turn; each that is read has a turn of its own.
+fn recording_of(reads: &[Reading<'_>]) -> Recording {
     let (kinds, mut recording) = (
         [4, 6, 1],
         Recording {

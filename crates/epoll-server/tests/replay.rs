@@ -272,6 +272,29 @@ fn who_is_left_out_is_named_and_the_file_is_its_owner_s() {
 }
 
 #[test]
+fn each_of_several_loops_has_a_trace_that_can_be_played() {
+    let mut captured = Captured::start(&["echo", "--workers", "2"]);
+    let mut clients: Vec<_> = (0..32).map(|_| captured.server.connect()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.send(format!("{number}\n"));
+        assert_eq!(client.line(), format!("{number}\n").as_bytes());
+    }
+    captured.server.signal("USR1");
+    let mut answers = Vec::new();
+    for index in 0..2 {
+        captured.server.logged(&format!("records of what loop {index} did are in"));
+        let file = format!("{}.{index}", captured.file());
+        let (code, output, errors) = outcome(&["echo", "--workers", "2", "--replay", &file]);
+        assert_eq!(code, 0, "{errors}");
+        let (head, connections) = read(&output);
+        assert!(head[0].starts_with(&format!("loop {index} at ")) && head.len() == 1, "{head:?}");
+        answers.extend(connections.into_iter().map(|it| String::from_utf8(it.answer).unwrap()));
+    }
+    answers.sort_by_key(|answer| answer.trim().parse::<usize>().unwrap());
+    assert_eq!(answers, (0..32).map(|number| format!("{number}\n")).collect::<Vec<_>>());
+}
+
+#[test]
 fn what_is_no_trace_is_not_played() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
