@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use epoll_reactor::sim::{Course, Ending, LeftOutReason, Replay, ReplayedClient};
+use epoll_reactor::sim::{Course, Ending, Faults, LeftOutReason, Replay, ReplayedClient, Sim};
 use epoll_reactor::{
     Address, CloseReason, CloseStats, ConnId, Ctx, Errno, Handler, Limits, ListenOptions, PanicPolicy,
     Reactor, Record, RecordKind, Recording, SendOutcome, Timestamp,
@@ -484,6 +484,72 @@ fn a_handler_that_has_the_loop_end_ends_the_replay() {
     let replayed = Replay::new(&recording).run(Ends, limits()).unwrap();
     let reasons = replayed.clients.iter().map(|client| client.after.reason);
     assert_eq!(reasons.collect::<Vec<_>>(), [Some(CloseReason::Shutdown); 2]);
+}
+
+/// Each client says something of its own in pieces, on a network that cuts and delays them, in a loop whose calls are
+/// interrupted: what is read when is no more the client's doing than on a real one.
+#[test]
+fn whatever_the_network_did_each_client_says_the_same_and_is_answered_the_same() {
+    for seed in 0..60_u64 {
+        let sim = Sim::new(seed, Faults::none());
+        let kept = Limits { recorder: 1 << 18, ..limits() };
+        let mut reactor = Reactor::with_kernel(sim.kernel(), Lines::default(), kept).unwrap();
+        let address = Address::Tcp(([127, 0, 0, 1], 80).into());
+        reactor.listen(&address, &ListenOptions::default()).unwrap();
+        sim.set_faults(Faults::swarm(seed).without_losses());
+        let mut clients: Vec<_> = (1..=4)
+            .map(|number| (sim.connect(&address).unwrap(), vec![b'x'; number * 30], Vec::new()))
+            .collect();
+        for (_, words, _) in &mut clients {
+            words
+                .iter_mut()
+                .skip(usize::try_from(seed % 7).unwrap())
+                .step_by(8)
+                .for_each(|byte| *byte = b'\n');
+        }
+        let (mut moved, mut since) = (0, sim.now());
+        while !clients.iter().all(|(client, ..)| client.is_ended()) {
+            reactor.turn(Some(Duration::from_millis(100))).unwrap();
+            let mut now = 0;
+            for (client, words, heard) in &mut clients {
+                let count = client.send(&words[..words.len().min(11)]);
+                words.drain(..count);
+                if words.is_empty() {
+                    client.shutdown_write();
+                }
+                heard.extend(client.recv_all());
+                now += heard.len() + client.unsent() + words.len();
+            }
+            if now != moved {
+                (moved, since) = (now, sim.now());
+            }
+            assert!(sim.now() - since < Duration::from_secs(600), "seed {seed}");
+        }
+        clients.iter_mut().for_each(|(client, _, heard)| heard.extend(client.recv_all()));
+        // The last acknowledgements, and what follows from them.
+        let all_closed = |it: &Call| matches!(it, Call::Close(..));
+        while reactor.handler().calls.borrow().iter().filter(|it| all_closed(it)).count() < clients.len() {
+            reactor.turn(Some(Duration::from_millis(100))).unwrap();
+        }
+        let recording = reactor.ctx().recording().unwrap();
+        assert_eq!(recording.overwritten, 0);
+        let then = reactor.handler().calls.take();
+        let (replayed, calls) = replay(&recording, limits());
+        // Pieces of one turn may be one now, but all that is read is the same, and so is what is left of a line.
+        let ends = |calls: &[Call], id| {
+            calls.iter().filter(|it| matches!(it, Call::Eof(of, _) if *of == id)).cloned().collect::<Vec<_>>()
+        };
+        for client in &replayed {
+            assert_eq!(client.after, client.before, "seed {seed}: {client:?}");
+            assert_eq!(client.after.reason, Some(CloseReason::PeerClosed));
+            assert_eq!(ends(&calls, client.replayed.unwrap()), ends(&then, client.recorded), "seed {seed}");
+        }
+        let mut answers: Vec<_> = replayed.into_iter().map(|client| client.answer).collect();
+        let mut heard: Vec<_> = clients.into_iter().map(|(.., heard)| heard).collect();
+        answers.sort();
+        heard.sort();
+        assert_eq!(answers, heard, "seed {seed}");
+    }
 }
 
 prop_compose! {
