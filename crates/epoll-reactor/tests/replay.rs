@@ -553,8 +553,15 @@ fn whatever_the_network_did_each_client_says_the_same_and_is_answered_the_same()
 }
 
 prop_compose! {
+    /// Each order of magnitude as likely as the others: of centuries there is one turn for each month.
+    fn any_time()(nanoseconds: u64, shift in 0..64_u32) -> u64 {
+        nanoseconds >> shift
+    }
+}
+
+prop_compose! {
     fn any_record()(
-        time in prop_oneof![0..1_000_000_u64, any::<u64>()],
+        time in any_time(),
         token in 0..6_u64,
         duration in prop_oneof![0..20_u64, any::<u64>()],
         amount in prop_oneof![Just(0), 0..20_u32, any::<u32>()],
@@ -572,7 +579,7 @@ proptest! {
     #[test]
     fn any_recording_can_be_played(
         records in prop::collection::vec(any_record(), 0..60),
-        time: u64,
+        time in any_time(),
         input in prop::collection::vec(any::<u8>(), 0..40),
     ) {
         let wall = SystemTime::UNIX_EPOCH + Duration::from_nanos(time);

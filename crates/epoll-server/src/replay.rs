@@ -34,10 +34,15 @@ pub(crate) fn run(file: &Path, options: Options) -> io::Result<()> {
             replay.run(Http::new(site, config), limits)
         }
     }?;
-    match write(&recording, &replay, &replayed, &mut BufWriter::new(io::stdout().lock())) {
+    let written = write(&recording, &replay, &replayed, &mut BufWriter::new(io::stdout().lock()));
+    verdict(written, replayed.panics)
+}
+
+fn verdict(written: io::Result<()>, panics: u64) -> io::Result<()> {
+    match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-        _ if replayed.panics > 0 => {
-            Err(io::Error::other(format!("callbacks panicked: {}; the log has them", replayed.panics)))
+        _ if panics > 0 => {
+            Err(io::Error::other(format!("callbacks that panicked: {panics}; the log has them")))
         }
         _ => Ok(()),
     }
@@ -88,4 +93,23 @@ fn write_client(client: &ReplayedClient, output: &mut impl Write) -> io::Result<
 fn in_words(course: &Course) -> String {
     let end = course.reason.map_or("open", |reason| reason.name());
     format!("{} bytes read, {} written, {end}", course.read, course.written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_error_and_a_reader_that_has_left_is_none() {
+        let broken = || Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert!(verdict(Ok(()), 0).is_ok() && verdict(broken(), 0).is_ok());
+        for written in [Ok(()), broken()] {
+            assert_eq!(
+                verdict(written, 2).unwrap_err().to_string(),
+                "callbacks that panicked: 2; the log has them"
+            );
+        }
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        assert_eq!(verdict(Err(full), 0).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    }
 }

@@ -207,7 +207,9 @@ fn files_are_answered_again_from_where_they_are() {
     let root = tempfile::tempdir().unwrap();
     let large: String = (0..20_000).map(|number| format!("{number}\n")).collect();
     fs::write(root.path().join("large.txt"), &large).unwrap();
-    let mut captured = Captured::start(&["http", "--root", root.path().to_str().unwrap()]);
+    let log = root.path().join(".log");
+    let (root, file) = (root.path().to_str().unwrap(), log.to_str().unwrap());
+    let mut captured = Captured::start(&["http", "--root", root, "--access-log", file]);
     let mut client = captured.server.connect();
     client.send("GET /large.txt HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
     let answer = String::from_utf8(client.rest()).unwrap();
@@ -215,6 +217,7 @@ fn files_are_answered_again_from_where_they_are() {
     drop(client);
     captured.write_when(&[("closed, local", 1)]);
     let (_, connections) = captured.replay();
+    assert_eq!(fs::read_to_string(&log).unwrap().lines().count(), 1, "nobody has asked for it again");
     let replayed = str::from_utf8(&connections[0].answer).unwrap();
     assert_eq!(without_dates(replayed), without_dates(&answer));
 }

@@ -33,6 +33,8 @@ pub(super) struct Stage<H: Handler> {
     reactor: Reactor<H, SimKernel>,
     address: Address,
     players: Vec<Player>,
+    /// Those that have a connection, which are few of many.
+    connected: Vec<usize>,
     by_port: HashMap<u16, usize>,
     by_token: HashMap<u64, usize>,
     /// Records of the loop that have been looked at.
@@ -93,6 +95,7 @@ impl<H: Handler> Stage<H> {
         let began = (oldest.map_or(recording.time, |record| record.time), sim.now());
         Ok(Self {
             players: players.collect(),
+            connected: Vec::new(),
             address,
             by_port: HashMap::new(),
             by_token: HashMap::new(),
@@ -159,6 +162,7 @@ impl<H: Handler> Stage<H> {
                     let port = connected.address().as_tcp().map_or(0, |address| address.port());
                     self.by_port.insert(port, index);
                     *peer = Some(connected);
+                    self.connected.push(index);
                 }
                 Err(errno) => client.ending = Ending::Failed(errno),
             },
@@ -189,25 +193,7 @@ impl<H: Handler> Stage<H> {
 
     /// Has each client take what there is for it.
     fn hear_all(&mut self) {
-        for Player { peer, acts, client } in &mut self.players {
-            while let Some(listening) = &peer {
-                match listening.recv(usize::MAX) {
-                    Received::Bytes(bytes) => client.answer.extend(bytes),
-                    Received::Nothing => break,
-                    Received::End => {
-                        client.ending = Ending::Ended;
-                        if *acts == 0 {
-                            *peer = None;
-                        }
-                        break;
-                    }
-                    Received::Failed(errno) => {
-                        client.ending = Ending::Failed(errno);
-                        *peer = None;
-                    }
-                }
-            }
-        }
+        self.connected.retain(|index| self.players.get_mut(*index).is_some_and(Player::hear));
     }
 
     /// Finds out what the loop has done with whom.
@@ -230,6 +216,30 @@ impl<H: Handler> Stage<H> {
             }
         }
         self.noted = recorder.noted();
+    }
+}
+
+impl Player {
+    /// Takes what there is for it; says whether there may be more.
+    fn hear(&mut self) -> bool {
+        while let Some(peer) = &self.peer {
+            match peer.recv(usize::MAX) {
+                Received::Bytes(bytes) => self.client.answer.extend(bytes),
+                Received::Nothing => break,
+                Received::End => {
+                    self.client.ending = Ending::Ended;
+                    if self.acts == 0 {
+                        self.peer = None;
+                    }
+                    break;
+                }
+                Received::Failed(errno) => {
+                    self.client.ending = Ending::Failed(errno);
+                    self.peer = None;
+                }
+            }
+        }
+        self.peer.is_some()
     }
 }
 
