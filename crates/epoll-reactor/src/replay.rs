@@ -94,6 +94,7 @@ mod stage;
 ///
 /// - A recording has no more than the loop's last [`Limits::recorder`] records, and what lies before them has left no trace:
 ///   a handler that remembers what came before may do something else.
+/// - The turn in which the recording was made is played to its end, so who was about to be closed may be.
 /// - Clients take what they are sent at once, and end their side when they have heard the end of the server's and said all
 ///   that is recorded: one that did not read, or that went on sending to a server that had hung up, does not come back.
 /// - All of them connect by TCP from `127.0.0.1`, to one listener.
