@@ -100,6 +100,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_limits_are_those_of_the_loop_that_was_recorded() {
+        let limits = Limits { connections: 10, ..Limits::default() };
+        let share = |worker, count| {
+            let time = epoll_reactor::Timestamp::from_nanoseconds(1);
+            let wall = std::time::UNIX_EPOCH;
+            let (records, input) = (Vec::new(), Vec::new());
+            let recording = Recording { worker, overwritten: 0, time, wall, records, input };
+            share_of(&limits, &recording, count).unwrap().connections
+        };
+        assert_eq!([share(0, 3), share(1, 3), share(0, 1), share(u32::MAX, 3)], [4, 3, 10, 3]);
+    }
+
+    #[test]
     fn a_panic_is_an_error_and_a_reader_that_has_left_is_none() {
         let broken = || Err(io::Error::from(io::ErrorKind::BrokenPipe));
         assert!(verdict(Ok(()), 0).is_ok() && verdict(broken(), 0).is_ok());
