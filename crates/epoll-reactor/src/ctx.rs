@@ -81,7 +81,7 @@ impl Ctx {
     pub(crate) fn new(limits: Limits, clock: Clock, metrics: Arc<LoopMetrics>) -> Self {
         Self {
             overload: Overload::new(&limits, clock.now).map(Box::new),
-            recorder: Recorder::new(limits.recorder, clock.now),
+            recorder: Recorder::new(limits.recorder, limits.capture, clock.now),
             limits,
             connections: Slab::new(),
             timers: Timers::default(),

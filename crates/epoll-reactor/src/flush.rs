@@ -10,7 +10,6 @@ use crate::connection::{Fin, Phase};
 use crate::file::FileSlice;
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::Reactor;
-use crate::recorder::RecordKind;
 use crate::token::ConnId;
 
 /// A turn writes to so many connections for each callback, and each connection served without one, if those are more than
@@ -195,7 +194,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
         };
         if self.ctx.recorder.is_on() {
-            self.ctx.recorder.transfer(RecordKind::Write, id.0, result);
+            self.ctx.recorder.wrote(id.0, result);
         }
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return 0 };
         match result {
@@ -224,7 +223,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let count = usize::try_from(slice.length).unwrap_or(usize::MAX);
         let result = self.kernel.sendfile(fd, &slice.file, slice.offset, count);
         if self.ctx.recorder.is_on() {
-            self.ctx.recorder.transfer(RecordKind::Write, id.0, result);
+            self.ctx.recorder.wrote(id.0, result);
         }
         match result {
             // The file ends before what was promised of it.

@@ -199,6 +199,7 @@ pub fn recording(data: &[u8]) {
         for record in &recording.records {
             assert!(!record.to_string().is_empty());
             let _: std::time::SystemTime = recording.wall_at(record);
+            assert!(recording.input_of(record).unwrap_or_default().len() <= recording.input.len());
         }
         assert_eq!(Recording::from_bytes(&recording.to_bytes()), Ok(recording));
     }
@@ -246,6 +247,7 @@ mod tests {
             output_queue(&data);
             input_tail(&data);
             recording(&[&b"EPOLLREC\x01\0\x20\0"[..], &data].concat());
+            recording(&[&b"EPOLLREC\x02\0\x20\0"[..], &data].concat());
         }
     }
 }

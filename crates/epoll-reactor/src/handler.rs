@@ -175,6 +175,26 @@ impl CloseReason {
         Self::NAMES.get(self.index()).copied().unwrap_or_default()
     }
 
+    /// The one at that place among the names, with `errno` if it is about an error.
+    pub(crate) fn from_index(index: usize, errno: Errno) -> Option<Self> {
+        let all = [
+            Self::PeerClosed,
+            Self::Local,
+            Self::Reset,
+            Self::Error(errno),
+            Self::ConnectFailed(errno),
+            Self::IdleTimeout,
+            Self::ReadTimeout,
+            Self::WriteStalled,
+            Self::InputLimit,
+            Self::MemoryLimit,
+            Self::FileCutShort,
+            Self::Shutdown,
+            Self::HandlerPanicked,
+        ];
+        all.get(index).copied()
+    }
+
     /// Its place among the names.
     pub(crate) const fn index(self) -> usize {
         match self {

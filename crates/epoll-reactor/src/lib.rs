@@ -92,6 +92,8 @@ mod peer;
 mod reactor;
 mod recorder;
 mod remote;
+#[cfg(feature = "sim")]
+mod replay;
 mod serve;
 mod server;
 mod shared;

@@ -115,6 +115,13 @@ pub struct Limits {
     ///
     /// Default: 0.
     pub recorder: usize,
+    /// How many bytes of what clients send the loop keeps beside those records, the last ones, so that a recording can be
+    /// [replayed](crate#testing). **It has whatever they send, passwords among it**, and so has every file that is made of
+    /// it. All of it is taken from the start on; each read is copied once more. A read that is longer is not kept. Only
+    /// with a [`recorder`](Self::recorder). 0: none.
+    ///
+    /// Default: 0.
+    pub capture: usize,
     /// A connection on which nothing was read or written for this long is closed, also while its handler has
     /// paused reading or is at work on an answer. `None`: never; a peer that
     /// vanished is still found by the keep-alive of [`ListenOptions`](crate::ListenOptions).
@@ -195,6 +202,7 @@ impl Default for Limits {
             output: 4 * 1024 * 1024,
             memory: 256 * 1024 * 1024,
             recorder: 0,
+            capture: 0,
             idle_timeout: None,
             write_stall_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
@@ -247,6 +255,10 @@ impl Limits {
                 self.refusal.len(),
                 self.output
             )));
+        }
+        if self.capture > 0 && self.recorder == 0 {
+            let capture = self.capture;
+            return Err(LimitsError(format!("capture ({capture}) is of no use without recorder")));
         }
         if let Some(target) = self.lag_target.filter(|target| *target > self.lag_interval) {
             return Err(LimitsError(format!(
@@ -325,6 +337,7 @@ mod tests {
             (Limits { flush_budget: 0, ..Limits::default() }, "flush_budget"),
             (Limits { output_low_water: 256 * 1024, ..Limits::default() }, "output_low_water"),
             (Limits { output: 1, ..Limits::default() }, "output_high_water"),
+            (Limits { capture: 1, ..Limits::default() }, "capture"),
             (Limits { tick: Some(Duration::ZERO), ..Limits::default() }, "tick"),
             (Limits { accept_retry: Duration::ZERO, ..Limits::default() }, "accept_retry"),
             (Limits { lag_target: Some(Duration::ZERO), ..Limits::default() }, "lag_target"),

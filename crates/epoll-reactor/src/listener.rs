@@ -172,7 +172,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         fd: K::Fd,
         state: Option<H::Conn>,
     ) -> Result<ConnId, Errno> {
-        let refused = connection.refused;
+        let (refused, port) = (connection.refused, connection.peer.port());
         let id = ConnId(self.ctx.connections.insert(connection).ok_or(Errno::ENOMEM)?);
         if let Err(errno) = self.kernel.add(&fd, Interest::Stream, id.as_u64()) {
             self.ctx.connections.remove(id.0);
@@ -180,7 +180,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
         self.put_beside(id, Some(fd), state);
         self.ctx.metrics.note_state(None, self.ctx.connections.get(id.0).and_then(Connection::state));
-        self.ctx.recorder.accepted(id.0, refused);
+        self.ctx.recorder.accepted(id.0, port, refused);
         Ok(id)
     }
 

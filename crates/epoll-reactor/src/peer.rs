@@ -27,6 +27,15 @@ impl Peer {
         }
     }
 
+    /// 0 for a Unix socket.
+    pub(crate) fn port(&self) -> u16 {
+        match self {
+            Self::V4(_, port) | Self::V6(_, port) => *port,
+            Self::UnixUnnamed => 0,
+            Self::Other(address) => address.as_tcp().map_or(0, |address| address.port()),
+        }
+    }
+
     #[inline]
     pub(crate) fn address(&self) -> Address {
         match self {
@@ -63,6 +72,8 @@ mod tests {
             Address::UnixUnnamed,
         ];
         for address in addresses {
+            let port = address.as_tcp().map_or(0, |address| address.port());
+            assert_eq!(Peer::new(address.clone()).port(), port);
             assert_eq!(Peer::new(address.clone()).address(), address);
         }
         assert_eq!(size_of::<Peer>(), 24);

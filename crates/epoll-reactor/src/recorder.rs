@@ -1,5 +1,6 @@
 //! The flight recorder: the last things a loop did, to be read when it is too late to watch. A ring of records of one
-//! size, and how they read; what they are as a file is `recorder/recording.rs`. Nothing here opens a file.
+//! size, and how they read; what clients sent is in a ring beside it, `recorder/capture.rs`, if it is kept at all. What
+//! they are as a file is `recorder/recording.rs`. Nothing here opens a file.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -8,8 +9,10 @@ use epoll_sys::{Errno, Readiness, Timestamp};
 
 use crate::handler::CloseReason;
 use crate::token::Token;
+use capture::Capture;
 pub use recording::{Recording, RecordingError};
 
+mod capture;
 mod recording;
 
 /// What a [`Record`] is about.
@@ -23,11 +26,13 @@ pub enum RecordKind {
     /// A callback has returned, or panicked (`extra` is 1): `detail` says which, `duration` how long it took. Its time is
     /// when it was called.
     Callback,
-    /// A connection has been accepted; for one that was refused, `extra` is 1.
+    /// A connection has been accepted; for one that was refused, `extra` is 1. `amount` is the client's port, 0 on a Unix
+    /// socket.
     Accept,
     /// Accepting has paused: `detail` is the error.
     AcceptPaused,
-    /// `amount` bytes were read; 0 is the end of the stream, unless `detail` is the error.
+    /// `amount` bytes were read; 0 is the end of the stream, unless `detail` is the error. If the bytes themselves are
+    /// kept, `extra` is 1 and `duration` is their place in [`Recording::input`].
     Read,
     /// The kernel has taken `amount` bytes, unless `detail` is the error.
     Write,
@@ -95,7 +100,7 @@ pub struct Record {
     /// The connection's id as [`ConnId::as_u64`](crate::ConnId::as_u64) has it, or a listener's or other registration's;
     /// 0 for neither.
     pub token: u64,
-    /// In nanoseconds.
+    /// In nanoseconds; of a read, a place.
     pub duration: u64,
     /// At most `u32::MAX`, which stands for more too.
     pub amount: u32,
@@ -129,6 +134,19 @@ impl Record {
     pub fn kind(&self) -> Option<RecordKind> {
         RecordKind::ALL.into_iter().find(|kind| kind.code() == self.code)
     }
+
+    /// A read of which the bytes are kept.
+    pub(crate) fn has_input(&self) -> bool {
+        self.kind() == Some(RecordKind::Read) && self.extra == 1
+    }
+
+    /// Why the connection was closed, if this is about that.
+    #[must_use]
+    pub fn close_reason(&self) -> Option<CloseReason> {
+        let is_close = self.kind() == Some(RecordKind::Close);
+        let reason = || CloseReason::from_index(self.extra.into(), Errno::from_raw(self.detail.into()));
+        is_close.then(reason)?
+    }
 }
 
 /// `epoll-server trace` prints these lines, each behind its time.
@@ -149,12 +167,16 @@ impl fmt::Display for Record {
                 let panicked = if self.extra == 1 { ", panicked" } else { "" };
                 write!(f, "{name}, {took:?}{panicked}")
             }
-            Some(RecordKind::Accept) if self.extra == 1 => f.write_str("refused"),
-            Some(RecordKind::Accept) => f.write_str("accepted"),
+            Some(RecordKind::Accept) => {
+                f.write_str(if self.extra == 1 { "refused" } else { "accepted" })?;
+                if self.amount == 0 { Ok(()) } else { write!(f, ", from port {}", self.amount) }
+            }
             Some(RecordKind::AcceptPaused) => write!(f, "accepting paused, {errno:?}"),
             Some(RecordKind::Read) if self.detail != 0 => write!(f, "read, {errno:?}"),
             Some(RecordKind::Read) if self.amount == 0 => f.write_str("read, the end"),
-            Some(RecordKind::Read) => write!(f, "read, {} bytes", self.amount),
+            Some(RecordKind::Read) => {
+                write!(f, "read, {} bytes{}", self.amount, if self.extra == 1 { ", kept" } else { "" })
+            }
             Some(RecordKind::Write) if self.detail != 0 => write!(f, "write, {errno:?}"),
             Some(RecordKind::Write) => write!(f, "write, {} bytes", self.amount),
             Some(RecordKind::Close) => {
@@ -167,12 +189,13 @@ impl fmt::Display for Record {
     }
 }
 
-/// The ring. It takes 32 bytes a record, from the beginning on, and allocates nothing later.
+/// The rings. They take 32 bytes a record and the room for input, from the beginning on, and allocate nothing later.
 ///
 /// What is called for each request is `#[cold]`: off, it must cost next to nothing.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     records: Box<[Record]>,
+    capture: Capture,
     /// Where the next one goes.
     next: usize,
     noted: u64,
@@ -183,15 +206,10 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// One with room for `capacity` records; with none it is off.
-    pub(crate) fn new(capacity: usize, now: Timestamp) -> Self {
-        Self {
-            records: vec![Record::new(RecordKind::Turn, None); capacity].into(),
-            next: 0,
-            noted: 0,
-            now,
-            is_timed: capacity > 0,
-        }
+    /// One with room for `capacity` records, and for `input` bytes of what is read; with no records it is off.
+    pub(crate) fn new(capacity: usize, input: usize, now: Timestamp) -> Self {
+        let records = vec![Record::new(RecordKind::Turn, None); capacity].into();
+        Self { records, capture: Capture::new(input), next: 0, noted: 0, now, is_timed: capacity > 0 }
     }
 
     #[inline]
@@ -247,8 +265,9 @@ impl Recorder {
         self.now = self.now.max(ended);
     }
 
-    pub(crate) fn accepted(&mut self, token: Token, refused: bool) {
-        self.note(Record { extra: refused.into(), ..Record::new(RecordKind::Accept, Some(token)) });
+    pub(crate) fn accepted(&mut self, token: Token, port: u16, refused: bool) {
+        let record = Record::new(RecordKind::Accept, Some(token));
+        self.note(Record { amount: port.into(), extra: refused.into(), ..record });
     }
 
     pub(crate) fn accept_paused(&mut self, token: Token, errno: Errno) {
@@ -256,10 +275,25 @@ impl Recorder {
         self.note(record.with_error(errno));
     }
 
-    /// A read or a write, and what it came to.
+    /// A read into `room`, and what it came to.
     #[cold]
-    pub(crate) fn transfer(&mut self, kind: RecordKind, token: Token, result: Result<usize, Errno>) {
-        let record = Record::new(kind, Some(token));
+    pub(crate) fn read(&mut self, token: Token, room: &[u8], result: Result<usize, Errno>) {
+        let input = result.ok().and_then(|count| room.get(..count)).unwrap_or_default();
+        let record = Record::new(RecordKind::Read, Some(token));
+        let record = match self.capture.keep(input) {
+            Some(place) => Record { duration: place, extra: 1, ..record },
+            None => record,
+        };
+        self.transfer(record, result);
+    }
+
+    /// A write, and what it came to.
+    #[cold]
+    pub(crate) fn wrote(&mut self, token: Token, result: Result<usize, Errno>) {
+        self.transfer(Record::new(RecordKind::Write, Some(token)), result);
+    }
+
+    fn transfer(&mut self, record: Record, result: Result<usize, Errno>) {
         self.note(match result {
             Ok(bytes) => Record { amount: amount(bytes), ..record },
             Err(errno) => record.with_error(errno),
@@ -281,16 +315,44 @@ impl Recorder {
             return None;
         }
         let kept = self.records.len().min(usize::try_from(self.noted).unwrap_or(usize::MAX));
-        let (newest, oldest) = self.records.split_at_checked(self.next)?;
-        let records = oldest.iter().chain(newest).copied();
-        Some(Recording {
+        let mut recording = Recording {
             worker: 0,
             overwritten: self.noted - kept as u64,
             time: self.now,
             wall,
-            // Before the ring is full, what is behind the newest has never been noted.
-            records: records.skip(self.records.len() - kept).collect(),
-        })
+            records: self.newest(kept).collect(),
+            input: Vec::new(),
+        };
+        for record in recording.records.iter_mut().filter(|record| record.has_input()) {
+            let place = recording.input.len() as u64;
+            match self.capture.get(record.duration, record.amount as usize) {
+                Some(pieces) => {
+                    recording.input.extend(pieces.into_iter().flatten());
+                    record.duration = place;
+                }
+                None => (record.duration, record.extra) = (0, 0),
+            }
+        }
+        Some(recording)
+    }
+
+    /// How many records there have been, ever.
+    #[cfg(feature = "sim")]
+    pub(crate) const fn noted(&self) -> u64 {
+        self.noted
+    }
+
+    /// Those noted since there were `noted`, as far as they are there still.
+    #[cfg(feature = "sim")]
+    pub(crate) fn since(&self, noted: u64) -> impl Iterator<Item = Record> {
+        self.newest(usize::try_from(self.noted - noted).unwrap_or(usize::MAX))
+    }
+
+    /// The last `count` records, or as many as there is room for, in their order.
+    fn newest(&self, count: usize) -> impl Iterator<Item = Record> {
+        let (newest, oldest) = self.records.split_at_checked(self.next).unwrap_or_default();
+        // Before the ring is full, what is behind the newest has never been noted.
+        oldest.iter().chain(newest).copied().skip(self.records.len().saturating_sub(count))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::buffer::InputTail;
 use crate::connection::{Fin, Phase};
 use crate::handler::{CloseReason, Handler};
 use crate::reactor::Reactor;
-use crate::recorder::{Callback, RecordKind};
+use crate::recorder::Callback;
 use crate::token::ConnId;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
@@ -180,7 +180,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             }
         };
         if self.ctx.recorder.is_on() {
-            self.ctx.recorder.transfer(RecordKind::Read, id.0, result);
+            self.ctx.recorder.read(id.0, room, result);
         }
         let Some(connection) = self.ctx.connections.get_mut(id.0) else { return Received::Nothing };
         match result {

@@ -75,8 +75,13 @@
 //!   one's own into it, and `sim.who_is(id.as_u64())` says which descriptor and which client's socket in it are the
 //!   connection `id`.
 //!
+//! A [`Replay`] plays what the clients of a real server sent, from a recording: a failure there becomes a test.
+//!
 //! `examples/tests/simulated.rs` in the repository is a whole test of that kind. What the simulated kernel
 //! promises and what it does not model is in the documentation of the module `sim` of `epoll-sys`, where it lives.
 
 #[doc(inline)]
 pub use epoll_sys::sim::*;
+
+#[doc(inline)]
+pub use crate::replay::{Course, Ending, LeftOut, LeftOutReason, Replay, Replayed, ReplayedClient};

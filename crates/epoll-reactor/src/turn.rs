@@ -108,7 +108,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     }
 
     /// Whether earlier turns, or calls between turns, have left something to do: the next turn does not wait.
-    fn has_work(&self) -> bool {
+    pub(crate) fn has_work(&self) -> bool {
         let ctx = &self.ctx;
         !ctx.ready.is_empty()
             || !ctx.dirty.is_empty()

@@ -54,6 +54,22 @@ fn a_connection_s_life_is_remembered_in_its_order() {
 }
 
 #[test]
+fn what_clients_send_is_kept_with_the_reads_it_came_in_as_long_as_there_is_room() {
+    let mut harness = Harness::with(Script::default(), Limits { capture: 8, ..limits() });
+    let [(first, one), (second, two)] = harness.open_many();
+    let mut peers = [first, second];
+    for (peer, words) in [(0, "abc"), (1, "xyz"), (0, "abcde")] {
+        peers[peer].say(words.as_bytes());
+        harness.receive(&mut peers[peer], words.len());
+    }
+    let recording = harness.ctx().recording().unwrap();
+    let reads = recording.records.iter().filter(|it| it.kind() == Some(RecordKind::Read));
+    let reads: Vec<_> = reads.map(|it| (it.token, recording.input_of(it))).collect();
+    let expected = [(one, None), (two, Some("xyz")), (one, Some("abcde"))];
+    assert_eq!(reads, expected.map(|(id, input)| (id.as_u64(), input.map(str::as_bytes))));
+}
+
+#[test]
 fn off_is_the_default_and_remembers_nothing() {
     let mut harness = Harness::new(Script::default());
     let (mut peer, _) = harness.open();

@@ -169,6 +169,24 @@ pub(crate) struct CommonFlags {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) trace_file: Option<PathBuf>,
 
+    /// Have the file of --trace-file hold the last so many bytes of what clients sent: passwords and all
+    ///
+    /// A size such as 1MiB, at most 32MiB, which each loop takes from the start on, and as much for what it did, if that is
+    /// more than 4096 things; it waits while they are written. With it, what clients did can be played again: in tests of a
+    /// handler (`epoll_reactor::sim::Replay`), and by a build with `--features replay`, to which the same command line is given
+    /// with `--replay FILE`. Nobody but the owner may read the file; keep it so.
+    #[arg(long, global = true, value_name = "SIZE", default_value = "0", value_parser = size)]
+    pub(crate) capture: usize,
+
+    /// Instead of serving, play what the clients of this file sent, and print what each is answered
+    ///
+    /// A file of --trace-file and --capture. Give the flags that the server had: nothing is listened on, and nothing
+    /// but the files of --root is opened. It runs on a simulated kernel, so hours pass at once. Who is not all
+    /// there is named. The exit code is 1 if a callback panicked.
+    #[cfg(feature = "replay")]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) replay: Option<PathBuf>,
+
     /// Tell operators at this address, HOST:PORT, how the server is doing; `top` shows it
     ///
     /// Over HTTP: `/metrics` for Prometheus, `/healthz` (503 if a loop is stuck for 5 seconds or has died), `/readyz` (503

@@ -12,6 +12,8 @@ mod http;
 mod log;
 mod options;
 mod page;
+#[cfg(feature = "replay")]
+mod replay;
 mod serve;
 mod top;
 mod trace;
@@ -48,6 +50,8 @@ fn main() -> ExitCode {
     let result = match Command::from_command_line() {
         Command::Serve(options) => run(*options),
         Command::Top(address) => top::run(&address).map(|()| Stopped::Drained),
+        #[cfg(feature = "replay")]
+        Command::Replay(file, options) => replay::run(&file, *options).map(|()| Stopped::Drained),
         Command::Trace(file) => trace::print(&file).map(|()| Stopped::Drained),
     };
     log::flush();

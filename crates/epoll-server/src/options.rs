@@ -10,14 +10,14 @@ use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use epoll_protocols::http1::HttpConfig;
 use epoll_protocols::{BroadcastConfig, SlowReceivers};
-use epoll_reactor::Limits;
+use epoll_reactor::{Limits, Record};
 
 use crate::flags::{
     BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag,
 };
 use crate::http;
 use crate::page::TICK;
-use crate::trace::RECORDS;
+use crate::trace::{MOST_CAPTURED, RECORDS};
 
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 const DEFAULT_PROTOCOL: &str = "broadcast";
@@ -32,6 +32,9 @@ const ANSWER_HEAD: usize = 4096;
 #[derive(Debug)]
 pub(crate) enum Command {
     Serve(Box<Options>),
+    /// To play the clients of this file to what would be served.
+    #[cfg(feature = "replay")]
+    Replay(PathBuf, Box<Options>),
     /// To print this file.
     Trace(PathBuf),
     /// To show how the server is doing whose admin address this is.
@@ -127,6 +130,7 @@ impl Command {
                 limits.memory, limits.output
             ));
         }
+        check_capture(&common)?;
         let loops = Loops { count: common.workers, pin: common.pin };
         check_shares(&limits, loops.count.get())?;
         let mut addresses = [listen.addresses, behind.addresses].concat();
@@ -135,8 +139,24 @@ impl Command {
         }
         let trace_file = common.trace_file;
         let admin = common.admin.map(|address| AdminOptions { address, anywhere: common.admin_anywhere });
-        Ok(Self::Serve(Box::new(Options { addresses, limits, loops, protocol, trace_file, admin })))
+        let options = Box::new(Options { addresses, limits, loops, protocol, trace_file, admin });
+        #[cfg(feature = "replay")]
+        if let Some(file) = common.replay {
+            return Ok(Self::Replay(file, options));
+        }
+        Ok(Self::Serve(options))
     }
+}
+
+fn check_capture(common: &CommonFlags) -> Result<(), String> {
+    let capture = common.capture;
+    if capture > 0 && common.trace_file.is_none() {
+        return Err("--capture needs --trace-file: it is what it is written to".to_owned());
+    }
+    if capture > MOST_CAPTURED {
+        return Err(format!("--capture ({capture} bytes) is above {MOST_CAPTURED}"));
+    }
+    Ok(())
 }
 
 /// Whether each of so many loops gets along with its part of the limits.
@@ -196,7 +216,12 @@ fn limits(common: &CommonFlags) -> Limits {
         write_stall_timeout: common.write_timeout,
         memory: common.memory_limit,
         drain_grace: common.grace,
-        recorder: if common.trace_file.is_some() { RECORDS } else { 0 },
+        // What was sent is of use only with the records of who did.
+        recorder: match common.trace_file {
+            Some(_) => RECORDS.max(common.capture / size_of::<Record>()),
+            None => 0,
+        },
+        capture: common.capture,
         lag_target: common.lag_target,
         // As long as a burst may last (RFC 8289 section 4.3 has the target at a tenth of it, at most).
         lag_interval: common.lag_target.map_or(interval, |target| target.saturating_mul(10).max(interval)),
@@ -340,6 +365,14 @@ mod tests {
     fn a_file_for_the_trace_has_the_loops_remember_what_they_did() {
         let options = read("epoll-server http --trace-file /tmp/t").unwrap();
         assert_eq!((options.limits.recorder, options.trace_file), (4096, Some(PathBuf::from("/tmp/t"))));
+        assert_eq!(options.limits.capture, 0, "nothing that clients send, unless it is asked for");
+        let options = read("epoll-server http --trace-file /tmp/t --capture 64KiB").unwrap();
+        assert_eq!((options.limits.recorder, options.limits.capture), (4096, 65_536));
+        let options = read("epoll-server http --trace-file /tmp/t --capture 1MiB").unwrap();
+        assert_eq!((options.limits.recorder, options.limits.capture), (32_768, 1 << 20));
+        assert!(refused("epoll-server http --capture 1").contains("--capture needs --trace-file"));
+        let refused_size = refused("epoll-server http --trace-file /tmp/t --capture 33MiB");
+        assert!(refused_size.contains("--capture (34603008 bytes) is above 33554432"), "{refused_size}");
         let arguments = ["epoll-server", "trace", "a b"].map(OsString::from);
         let Command::Trace(file) = Command::read(&arguments).unwrap() else { panic!("it serves") };
         assert_eq!(file, Path::new("a b"));

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,14 +10,17 @@ use std::time::Duration;
 
 use epoll_reactor::{Ctx, Recording};
 
-/// How many records a loop keeps: 128 KiB.
+/// How many records a loop keeps at least: 128 KiB.
 pub(crate) const RECORDS: usize = 4096;
 
 /// A client that can have the handler panic must not have the disk written to without an end.
 const PANIC_INTERVAL: Duration = Duration::from_secs(10);
 
+/// The most of what clients sent that a loop may keep.
+pub(crate) const MOST_CAPTURED: usize = 32 << 20;
+
 /// More than any file of ours has; what is larger is not read, whatever it may be.
-const LARGEST: u64 = 64 << 20;
+const LARGEST: u64 = 128 << 20;
 
 /// Where to write it. Each loop has a file of its own, which is replaced as a whole.
 #[derive(Clone)]
@@ -112,7 +116,8 @@ fn begin(path: &Path) -> io::Result<(PathBuf, File)> {
     let part = PathBuf::from(part);
     // Left by a process that was killed, as a rule. If it is not there, or stays, the next call knows.
     let _: io::Result<()> = fs::remove_file(&part);
-    let file = File::create_new(&part)?;
+    // It may hold what clients sent.
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&part)?;
     Ok((part, file))
 }
 
@@ -122,12 +127,19 @@ fn begin(path: &Path) -> io::Result<(PathBuf, File)> {
 /// It cannot be read, or is not such a file; the error names it. Standard output takes no more, unless nobody reads it any
 /// longer.
 pub(crate) fn print(path: &Path) -> io::Result<()> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let recording = read(path).map_err(named)?;
-    match write_lines(&recording, &mut BufWriter::new(io::stdout().lock())) {
+    match write_lines(&open(path)?, &mut BufWriter::new(io::stdout().lock())) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// What the file holds.
+///
+/// # Errors
+/// It cannot be read, or is not such a file; the error names it.
+pub(crate) fn open(path: &Path) -> io::Result<Recording> {
+    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    read(path).map_err(named)
 }
 
 fn read(path: &Path) -> io::Result<Recording> {
