@@ -29,7 +29,19 @@ struct Defect {
     wrong: &'static str,
 }
 
-const DEFECTS: [Defect; 28] = [
+const DEFECTS: [Defect; 30] = [
+    Defect {
+        name: "takes an overload for over as soon as shedding has made the lag low",
+        file: "crates/epoll-reactor/src/overload.rs",
+        right: "Some(since) if !stands && now - self.shed_at >= self.interval => {",
+        wrong: "Some(since) if !stands => {",
+    },
+    Defect {
+        name: "sheds what has come just now",
+        file: "crates/epoll-reactor/src/overload.rs",
+        right: "self.is_on() && now - self.after > self.target\n",
+        wrong: "self.is_on() && now >= self.after\n",
+    },
     Defect {
         name: "forgets the ready list when the read budget is used up",
         file: "crates/epoll-reactor/src/serve.rs",

@@ -28,6 +28,7 @@ mod random;
 mod report;
 mod scenario;
 mod session;
+mod shedding;
 mod shrink;
 mod stage;
 #[cfg(test)]

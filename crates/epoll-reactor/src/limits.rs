@@ -57,19 +57,23 @@ pub struct Limits {
     ///
     /// Default: 64.
     pub accept_budget: usize,
-    /// How long what the kernel reports may wait for the loop before it is too long: *lag*, the time between the waits of two turns, if
-    /// the second found something at once. Each turn above it halves how many are [accepted](Self::accept_budget), down to 1; each
-    /// other one adds 1. If in a whole [`lag_interval`](Self::lag_interval) not one turn is at or below it, the loop is *overloaded*, until
-    /// nothing had to be shed for as long. Then clients that are beyond that budget, or come to their turn so late that they would be
-    /// served too late, are turned away as where there is no room ([`refusal`](Self::refusal)), though fewer are told, and
-    /// [`Ctx::should_shed`](crate::Ctx::should_shed) tells handlers which work to shed: what they serve has waited no longer than
-    /// this, and a new client's first request half as long again at most. `None`: all is served, however late, and the loop
-    /// reads no clock for it. Not zero.
+    /// How long what the kernel reports may wait for the loop before it is too long: *lag*, the time between the ends of two
+    /// waits, if the second found something at once. Each turn above it halves how many are
+    /// [accepted](Self::accept_budget), down to 1; each other one adds 1. If in a whole
+    /// [`lag_interval`](Self::lag_interval) not one turn was at or below it and left no client waiting in the backlog, the
+    /// loop is *overloaded*, until nothing had to be shed for as long. Meanwhile clients beyond that budget, or whose turn
+    /// comes so late that they would be served too late, are turned away as where there is no room
+    /// ([`refusal`](Self::refusal)), though no more than `accept_budget` are being told at a time; and
+    /// [`Ctx::should_shed`](crate::Ctx::should_shed) tells handlers what to shed, so that what they serve has waited no longer
+    /// than this, and a new client's first request half as long again at most. `None`: all is served, however late. A
+    /// target costs a call behind each turn above it, and a reading of the clock before each callback while the loop is
+    /// overloaded. Loops that share a Unix socket each do so for themselves: a client whom an idle one has not taken in a whole turn
+    /// is turned away by a busy one. Not zero.
     ///
     /// Default: `None`.
     pub lag_target: Option<Duration>,
-    /// How long lag must be above [`lag_target`](Self::lag_target) without a break to be more than a burst, and nothing be shed for it to be
-    /// over. A turn above the target is longer than the target, so it should be ten or twenty times that. Not below it.
+    /// How long there must be no turn that finds little waiting for it to be more than a burst, and nothing be shed for it
+    /// to be over. Ten or twenty times [`lag_target`](Self::lag_target) is about right (RFC 8289 section 4.3); not below it.
     ///
     /// Default: 100 ms.
     pub lag_interval: Duration,

@@ -1,5 +1,6 @@
-//! What the loop does against overload, by the law in `overload.rs`: it measures how far behind it is, reads the clock while it is
-//! overloaded, and says how many to let in. Turning a client away is `listener.rs`; what to do about a request is the handler's to say.
+//! What the loop does against overload, by the law in `overload.rs`: it measures how far behind it is, reads the clock while it
+//! is overloaded, and says how many to let in. Turning a client away is `listener.rs`; what to do about a request is the
+//! handler's to say.
 
 use std::io;
 use std::time::Duration;
@@ -11,14 +12,14 @@ use crate::handler::Handler;
 use crate::overload::{Overload, Report, Shed};
 use crate::reactor::Reactor;
 
-/// So many times the accept budget are taken from a listener in one turn at most while the loop is overloaded, nearly all of them to be
-/// turned away: those who are being served wait for no more.
+/// So many times the accept budget are taken from a listener in one turn at most while the loop is overloaded, nearly all of
+/// them to be turned away: those who are being served wait for no more.
 const TURNED_AWAY: usize = 4;
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
-    /// Waits, and says whether the kernel has told all, and whether what it has told was there at once. Where that matters, the latter
-    /// is no guess by how long the wait took: the kernel is asked first what there is. That costs a call of a loop that has nothing to do
-    /// behind a turn above the target, and of no other.
+    /// Waits, and says whether the kernel has told all, and whether what it has told was there at once. Where that matters,
+    /// the latter is no guess by how long the wait took: the kernel is asked first what there is. That costs a call where a
+    /// loop has nothing to do behind a turn above the target, or is overloaded, and nowhere else.
     #[cold]
     pub(crate) fn look_and_wait(&mut self, timeout: Option<Duration>) -> io::Result<(bool, bool)> {
         let at_once = timeout == Some(Duration::ZERO);
@@ -60,8 +61,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         match report {
             None => (),
             Some(Report::Overloaded(lasts)) => log::warn!(
-                "overloaded for {lasts:?}: what has come waits for {lag:?} now, and for {interval:?} it was never down to {target:?}; \
-                 shedding what would wait longer",
+                "overloaded for {lasts:?}: what has come waits for {lag:?} now, and for {interval:?} it was never down to \
+                 {target:?}, with nobody left in the backlog; shedding what would wait longer",
                 interval = self.ctx.limits.lag_interval,
                 target = self.ctx.limits.lag_target.unwrap_or_default(),
             ),
@@ -71,7 +72,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         }
     }
 
-    /// How many may be let in from one listener in this turn, and how many are taken from it at most: what is between is turned away.
+    /// How many may be let in from one listener in this turn, and how many are taken from it at most: what is between is
+    /// turned away.
     #[inline]
     pub(crate) fn accept_budgets(&self) -> (usize, usize) {
         let most = self.ctx.limits.accept_budget;
@@ -90,9 +92,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 }
 
 impl Ctx {
-    /// Whether the loop is overloaded: for a whole [`Limits::lag_interval`](crate::Limits::lag_interval), whatever came has waited for
-    /// longer than [`Limits::lag_target`](crate::Limits::lag_target), and since then such an interval has not passed without shedding.
-    /// Always `false` if there is no target, and in a drain.
+    /// Whether the loop is overloaded: for a whole [`Limits::lag_interval`](crate::Limits::lag_interval) it has been behind
+    /// [`Limits::lag_target`](crate::Limits::lag_target), and since then such an interval has not passed without shedding. Always
+    /// `false` if there is no target, and in a drain.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         self.overload.as_ref().is_some_and(|law| law.is_on()) && !self.is_draining()
@@ -100,13 +102,13 @@ impl Ctx {
 
     /// Whether what this callback is for is to be shed: answered as briefly as possible, or closed. It is if the loop is
     /// [overloaded](Self::is_overloaded), and what it was called for may have been waiting for longer than
-    /// [`Limits::lag_target`](crate::Limits::lag_target) when it was: since before the wait of the turn before. What it was called for in an
-    /// earlier turn, and has begun, is better finished.
+    /// [`Limits::lag_target`](crate::Limits::lag_target) when it was: since the wait before this turn's. What a connection itself
+    /// has left for later turns counts from this turn's too. What is begun already is better finished.
     ///
     /// Ask once for each piece of work, before it is begun, and do as it says: each `true` counts as one in
-    /// [`Counters::shed_work`](crate::Counters::shed_work), and the loop is not taken to have recovered as long as there are any. It
-    /// is answered by the time at which the callback was called, so all that one callback asks gets one answer; outside of callbacks it
-    /// means nothing.
+    /// [`Counters::shed_work`](crate::Counters::shed_work), and the loop is not taken to have recovered as long as there are
+    /// any. It is answered by the time at which the callback was called, so all that one callback asks gets one answer;
+    /// outside of callbacks it means nothing.
     #[must_use]
     #[inline]
     pub fn should_shed(&self) -> bool {

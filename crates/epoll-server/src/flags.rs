@@ -137,11 +137,11 @@ pub(crate) struct CommonFlags {
 
     /// Shed what would wait for longer than this while the server is overloaded
     ///
-    /// A time such as 5ms. When all that comes has had to wait longer for its loop for 100 milliseconds (or ten times this, if that is
-    /// more), and until that is over, new clients are turned away as with --max-connections, though fewer are told, and
-    /// `http` answers 503 with Retry-After to requests that have waited so long: the others are answered as soon as ever. The log says
-    /// when it begins and ends, `/metrics` of --admin what it costs. Before that, at each turn above it, a loop lets in fewer new
-    /// clients. Without it everybody waits, as long as it takes.
+    /// A time such as 5ms. It is for servers that may be asked for more than they can do. When everything has had to wait for
+    /// longer than this for 100 milliseconds, or ten times this if that is more, and until that is over, new clients are
+    /// turned away as with --max-connections, though fewer are told why, and `http` answers 503 with Retry-After to requests that have
+    /// waited for so long: the others are answered in time. Before that, a loop that is behind lets in fewer new clients. The
+    /// log says when it begins and ends, `/metrics` of --admin what it costs. Without it everybody waits, as long as it takes.
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     pub(crate) lag_target: Option<Duration>,
 

@@ -25,6 +25,7 @@ pub(crate) struct Alarm {
     pub(crate) woke: Timestamp,
     jumps: u64,
     interrupts: u64,
+    waits: u64,
     other_calls: u64,
     fired: u64,
     /// Turns in a row that were interrupted somewhere.
@@ -40,6 +41,7 @@ impl Alarm {
             woke: now,
             jumps: 0,
             interrupts: 0,
+            waits: 0,
             other_calls: 0,
             fired: 0,
             interrupted: 0,
@@ -51,6 +53,7 @@ impl Alarm {
         (self.due, self.began, self.busy) = (due, sim.now(), ctx.counters().busy);
         self.jumps = count(sim, "jump");
         self.interrupts = count(sim, "eintr");
+        self.waits = waits(sim);
         self.other_calls = other_calls(sim);
         self.fired = ctx.counters().timers_fired;
     }
@@ -73,8 +76,9 @@ impl Alarm {
         }
         let interrupted = count(sim, "eintr") > self.interrupts;
         self.interrupted = if interrupted { self.interrupted + 1 } else { 0 };
-        // No other call was made, so it was the wait.
-        let knows_nothing = interrupted && other_calls(sim) == self.other_calls;
+        // No other call was made, so it was the wait; and if it waited again, it knows all.
+        let each = count(sim, "eintr") - self.interrupts >= waits(sim) - self.waits;
+        let knows_nothing = interrupted && each && other_calls(sim) == self.other_calls;
         demand!(
             !knows_nothing || self.interrupted > PUT_OFF || ctx.counters().timers_fired == self.fired,
             "deadline",
@@ -87,6 +91,10 @@ impl Alarm {
 
 fn count(sim: &Sim, fault: &str) -> u64 {
     sim.injected().get(fault).unwrap_or(0)
+}
+
+fn waits(sim: &Sim) -> u64 {
+    sim.calls().get("wait").unwrap_or(0)
 }
 
 fn other_calls(sim: &Sim) -> u64 {

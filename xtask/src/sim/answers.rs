@@ -40,6 +40,8 @@ pub(crate) struct Reader {
     pub(crate) closed: bool,
     /// The server refused a request, with this status.
     pub(crate) refused: Option<u16>,
+    /// Requests that it was too busy for.
+    pub(crate) shed: u64,
 }
 
 struct Head {
@@ -47,6 +49,7 @@ struct Head {
     length: Option<usize>,
     chunked: bool,
     connection: Option<String>,
+    retry_after: bool,
     /// Bytes of it.
     size: usize,
 }
@@ -103,6 +106,15 @@ impl Reader {
         let Some(next) = next else {
             return Err(Failure::new("http", format!("an answer {} to no request", head.status)));
         };
+        if head.status == 503 && head.retry_after {
+            demand!(head.length == Some(0) && !head.chunked, "http", "503 with a body");
+            self.pending.drain(..head.size);
+            self.expected.pop_front();
+            self.answered += 1;
+            self.shed += 1;
+            self.closed = closes;
+            return Ok(true);
+        }
         demand!(head.status == next.status, "http", "{} instead of {}", head.status, next.status);
         demand!(closes || !next.closes, "http", "no Connection: close, though it was asked for");
         let kept = head.connection.as_deref() == Some("keep-alive");
@@ -166,7 +178,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, Failure> {
     let code = status_line.get(9..12).and_then(|code| code.parse().ok());
     let status: u16 = code.ok_or_else(|| bad("status line", status_line))?;
     demand!(status_line.get(12..13) == Some(" "), "http", "status line {status_line:?}");
-    let (mut dates, mut length, mut chunked, mut connection) = (0, None, false, None);
+    let (mut dates, mut length, mut chunked, mut connection, mut retry_after) = (0, None, false, None, false);
     for line in lines {
         let (name, value) = line.split_once(": ").ok_or_else(|| bad("header line", line))?;
         let control = line.bytes().any(|byte| byte.is_ascii_control());
@@ -177,6 +189,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, Failure> {
                 let value = value.parse().map_err(|_| bad("length", line))?;
                 demand!(length.replace(value).is_none(), "http", "two lengths");
             }
+            "Retry-After" => retry_after = value == "1",
             "Connection" => {
                 demand!(connection.replace(value.to_owned()).is_none(), "http", "two Connections");
             }
@@ -189,5 +202,5 @@ fn parse(bytes: &[u8]) -> Result<Option<Head>, Failure> {
     }
     demand!(dates == usize::from(status != 100), "http", "{dates} dates in {head:?}");
     demand!(!chunked || length.is_none(), "http", "two kinds of framing in {head:?}");
-    Ok(Some(Head { status, length, chunked, connection, size: end + 4 }))
+    Ok(Some(Head { status, length, chunked, connection, retry_after, size: end + 4 }))
 }

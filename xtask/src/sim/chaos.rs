@@ -340,6 +340,8 @@ impl Handler for Chaos {
         if let Err(error) = conn.ear.hear(input.get(conn.kept..).unwrap_or_default()) {
             self.violations.push(format!("{id} hears: {error}"));
         }
+        // It does not do as it says: whether that is for cause is looked at by `shedding.rs`.
+        let _: bool = ctx.should_shed();
         // Should it panic, nothing is consumed, and nothing follows.
         let consumed = self.appetite(ctx, input.len());
         conn.kept = input.len() - consumed.min(input.len());

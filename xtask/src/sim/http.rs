@@ -226,6 +226,13 @@ impl Scenario for Https {
 
     fn finish(&mut self, http: &Http<Oracle>, all: &Aftermath<'_, Browser>) -> Result<(), Failure> {
         http.service().check()?;
+        let heard: u64 = all.each().map(|(_, session, _)| session.talk.reader.shed).sum();
+        let shed = http.metrics().read().shed;
+        demand!(
+            heard <= shed,
+            "http",
+            "{heard} requests were answered as if they had been shed, and {shed} were"
+        );
         for (number, session, life) in all.each() {
             let Some((id, (reason, stats))) = life.and_then(|life| Some((life.id, life.closed?))) else {
                 continue;

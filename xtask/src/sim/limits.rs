@@ -67,6 +67,13 @@ pub(crate) fn draw_limits(plan: &Plan, rng: &mut Rng) -> Limits {
         if rng.bool() {
             limits.refusal = REFUSAL;
         }
+        let mut rng = plan.chance(8);
+        if rng.bool() {
+            // A wait takes a microsecond at least.
+            let target = a_while(&mut rng, second / 1_000_000, second / 1_000);
+            limits.lag_interval = target * magnitude(&mut rng, 1, 20) as u32;
+            limits.lag_target = Some(target);
+        }
     }
     limits
 }

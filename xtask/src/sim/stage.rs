@@ -19,6 +19,7 @@ use super::plan::{Plan, magnitude};
 use super::report::{Scene, Who};
 use super::scenario::{Aftermath, Loop, Scenario, check_sessions};
 use super::session::{End, Ending, Session};
+use super::shedding::Shedding;
 use super::watched::{Numbered, Watched};
 
 type Message<S> = Numbered<<<S as Scenario>::Handler as Handler>::Message>;
@@ -51,6 +52,7 @@ pub(crate) struct Stage<S: Scenario> {
     /// For signals alone, so that they change nothing for the rest.
     signals: Rng,
     pace: Pace,
+    shedding: Shedding,
     overdue: Overdue,
     alarm: Alarm,
     /// Now and then a turn may last as long as the loop likes, whoever would do something meanwhile: the loop must know
@@ -61,6 +63,8 @@ pub(crate) struct Stage<S: Scenario> {
     were_late: Vec<Address>,
     draining: bool,
 }
+
+const LISTENERS: usize = 3;
 
 /// A gentle run in which a client is not done after so much time is stuck.
 const PATIENCE: Duration = Duration::from_secs(6 * 3_600);
@@ -73,7 +77,7 @@ impl<S: Scenario> Stage<S> {
         let mut scenario = S::new(plan, sim, &mut rng);
         let limits = scenario.limits(draw_limits(plan, &mut rng), &mut rng);
         let harness = |error: std::io::Error| Failure::new("harness", format!("it does not start: {error}"));
-        let addresses = [
+        let addresses: [Address; LISTENERS] = [
             Address::Tcp(([127, 0, 0, 1], 7000).into()),
             Address::Unix("/run/sim".into()),
             Address::Tcp(([127, 0, 0, 2], 7001).into()),
@@ -109,6 +113,7 @@ impl<S: Scenario> Stage<S> {
             next_message: sim.now(),
             signals: plan.chance(4),
             pace: Pace::new(plan, sim),
+            shedding: Shedding::new(LISTENERS, sim),
             overdue: Overdue::new(plan),
             alarm: Alarm::new(sim.now()),
             trusting: !plan.gentle && plan.chance(5).u8(0..4) == 0,
@@ -249,6 +254,7 @@ impl<S: Scenario> Stage<S> {
         let turn = self.reactor.turn(Some(wait));
         let turn = turn.map_err(|error| Failure::new("turn", format!("it failed: {error}")))?;
         self.alarm.check(&self.sim, self.reactor.ctx())?;
+        self.shedding.check(&self.sim, &mut self.reactor, self.alarm.woke)?;
         self.note_output();
         self.learn_ids();
         self.pace.check::<S>(&self.sim, &mut self.reactor, &self.sessions, &self.ids)?;
@@ -270,7 +276,8 @@ impl<S: Scenario> Stage<S> {
         let ctx = self.reactor.ctx();
         dues.retain(|(id, _)| ctx.is_open(*id));
         let tick = ticked.zip(ctx.limits().tick).map(|(at, period)| at + period);
-        dues.into_iter().map(|(_, at)| at).chain(tick).chain(self.pace.deadline()).min()
+        let calm = self.shedding.due(ctx.limits());
+        dues.into_iter().map(|(_, at)| at).chain(tick).chain(calm).chain(self.pace.deadline()).min()
     }
 
     /// What waits for each connection at the end of a turn.

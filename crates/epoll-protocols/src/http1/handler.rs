@@ -29,6 +29,9 @@ use super::{
 /// [`memory`](epoll_reactor::Limits::memory). An answer in memory larger than the loop's
 /// [`output`](epoll_reactor::Limits::output) cannot be sent: the connection is closed and the log told.
 ///
+/// Where the loop has a [target for its lag](epoll_reactor::Limits::lag_target) and is overloaded, requests that have waited for
+/// too long are answered 503, and the service is not asked.
+///
 /// A callback of the service that panics costs the client it was called for its connection, whatever had been sent of
 /// an answer; the others are served on, under the loop's [`PanicPolicy`](epoll_reactor::PanicPolicy). A panic of one
 /// that is not about a client, such as [`Service::on_message`], costs nobody, and what it had asked for is done.
