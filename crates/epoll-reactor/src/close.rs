@@ -172,6 +172,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Shutdown::No => {
                 self.shutdown = Shutdown::Closing;
                 self.accept_the_rest();
+                self.take_over_the_rest();
                 self.close_listeners();
                 self.for_each_connection(Self::give_up_connecting);
                 if self.ctx.connections.len() == 0 {

@@ -69,6 +69,7 @@
 mod admission;
 #[cfg(feature = "sim")]
 mod audit;
+mod balance;
 mod batch;
 mod buffer;
 mod clock;

@@ -53,7 +53,8 @@ pub struct Limits {
     /// Default: 16.
     pub flush_budget: usize,
     /// How many connections are accepted from one listener in one turn: a storm of new clients must not
-    /// starve those that are being served. At least 1.
+    /// starve those that are being served. Of those that [other loops hand over](crate::Workers::balance) as many. At
+    /// least 1.
     ///
     /// Default: 64.
     pub accept_budget: usize,
@@ -81,7 +82,8 @@ pub struct Limits {
     ///
     /// Default: 256.
     pub message_budget: usize,
-    /// How many messages from other threads may wait; beyond it a send says `Full`. At least 1.
+    /// How many messages from other threads may wait; beyond it a send says `Full`. Of clients that
+    /// [other loops hand over](crate::Workers::balance) as many may, too; beyond it those keep them. At least 1.
     ///
     /// Default: 4096.
     pub message_queue: usize,
@@ -282,7 +284,8 @@ impl Limits {
 
     /// What one of `count` loops may take of these limits, if they are for all loops together, so that none of them can
     /// be passed: its part of `connections`, of `connections_per_address` and of `memory`; everything else as it is. The
-    /// kernel does not spread clients quite evenly, so one loop may be full when others have room left.
+    /// kernel does not spread clients quite evenly, so one loop may be full when others have room left, unless they
+    /// [balance](crate::Workers::balance) it.
     ///
     /// # Errors
     /// There are fewer connections than loops, or a loop's memory is below `output`: no connection could have all the

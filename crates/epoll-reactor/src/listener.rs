@@ -64,8 +64,8 @@ impl<F> Listener<F> {
 }
 
 /// What one try to accept came to.
-enum Accepted {
-    /// A connection was opened, or refused.
+pub(crate) enum Accepted {
+    /// A connection was opened, refused, or handed to another loop.
     One,
     /// An error, of the connection that was to be accepted, most likely.
     Failed(Errno),
@@ -115,7 +115,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             _ => return Ok(Accepted::Empty),
         };
         match accepted {
-            Ok((fd, peer)) => Ok(self.admit(token, fd, peer, too_many)),
+            Ok((fd, peer)) => Ok(self.place(token, fd, peer, too_many)),
             Err(errno) => match reaction(Call::Accept, errno) {
                 Reaction::Retry => Ok(Accepted::Failed(errno)),
                 Reaction::WaitForEdge => Ok(Accepted::Empty),
@@ -134,7 +134,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Opens an accepted connection, if there is room for it. Otherwise its descriptor is closed here, before
     /// anything has been spent on it.
-    fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address, too_many: bool) -> Accepted {
+    pub(crate) fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address, too_many: bool) -> Accepted {
         let open = self.ctx.connections();
         let room = self.ctx.admission.check(&self.ctx.limits, open, &peer);
         if let Err(full) = room.and(if too_many { Err(Full::Overload) } else { Ok(()) }) {

@@ -211,6 +211,8 @@ pub struct LoopMetrics {
     /// 1 while it is overloaded.
     pub(crate) overloaded: Tally,
     pub(crate) accept_pauses: Tally,
+    pub(crate) handed_over: Tally,
+    pub(crate) taken_over: Tally,
     pub(crate) cut_off: Tally,
     pub(crate) bytes_received: Tally,
     pub(crate) bytes_sent: Tally,
@@ -235,12 +237,7 @@ impl LoopMetrics {
     #[must_use]
     pub fn read(&self) -> LoopSnapshot {
         LoopSnapshot {
-            phase: match self.phase.get() {
-                0 => LoopPhase::Starting,
-                1 => LoopPhase::Running,
-                2 => LoopPhase::Draining,
-                _ => LoopPhase::Ended,
-            },
+            phase: self.phase(),
             in_turn_since: match self.in_turn_since.get() {
                 0 => None,
                 since => Some(Timestamp::from_nanoseconds(since)),
@@ -253,6 +250,21 @@ impl LoopMetrics {
             turn_duration: self.turn_duration.read(),
             poll_lag: self.poll_lag.read(),
         }
+    }
+
+    pub(crate) fn phase(&self) -> LoopPhase {
+        match self.phase.get() {
+            0 => LoopPhase::Starting,
+            1 => LoopPhase::Running,
+            2 => LoopPhase::Draining,
+            _ => LoopPhase::Ended,
+        }
+    }
+
+    /// How many connections there are now, those that are refused not counted.
+    pub(crate) fn open(&self) -> u64 {
+        let counted = ConnectionState::ALL.into_iter().filter(|state| *state != ConnectionState::Refused);
+        counted.filter_map(|state| self.states.get(state as usize)).map(Tally::get).sum()
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -268,6 +280,8 @@ impl LoopMetrics {
             shed_work: self.shed_work.get(),
             overloads: self.overloads.get(),
             accept_pauses: self.accept_pauses.get(),
+            handed_over: self.handed_over.get(),
+            taken_over: self.taken_over.get(),
             closed: self.closes.iter().map(Tally::get).sum(),
             cut_off: self.cut_off.get(),
             bytes_received: self.bytes_received.get(),

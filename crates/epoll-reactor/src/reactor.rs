@@ -19,6 +19,7 @@ use crate::remote::Remote;
 use crate::slab::Slab;
 use crate::token::{ConnId, ListenerId, SourceId, Token};
 use crate::turn::{EVENTS, Turn};
+use crate::workers::Worker;
 
 /// An event loop with its connections, listeners and handler. It belongs to one thread.
 ///
@@ -66,6 +67,8 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     /// More than the budget of messages was waiting.
     pub(crate) more_messages: bool,
     pub(crate) next_tick: Option<Timestamp>,
+    /// Among which loops new clients are to be spread evenly.
+    pub(crate) others: Option<Worker<H::Message, K>>,
 }
 
 /// What is called to look at the loop when something has happened.
@@ -177,6 +180,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             remote,
             inbox: VecDeque::new(),
             more_messages: false,
+            others: None,
             kernel,
             handler,
         })

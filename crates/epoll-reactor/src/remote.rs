@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, atomic::Ordering};
 #[cfg(not(all(test, loom)))]
 use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, AtomicU64},
+    atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize},
 };
 
 use epoll_sys::{Errno, Kernel, Linux, Timestamp};
@@ -15,12 +15,12 @@ use epoll_sys::{Errno, Kernel, Linux, Timestamp};
 #[cfg(all(test, loom))]
 use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, AtomicU64},
+    atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize},
 };
 
-use crate::limits::Limits;
-
+use crate::balance::Handed;
 use crate::ctx::Ctx;
+use crate::limits::Limits;
 use crate::metrics::{LoopMetrics, LoopPhase};
 
 /// Sends messages to a reactor from any thread, and asks it to drain. Cheap to clone.
@@ -43,7 +43,7 @@ pub enum RemoteError<M> {
 
 /// What the threads and the loop share.
 pub(crate) struct Shared<M, F> {
-    queue: Mutex<Queue<M>>,
+    queue: Mutex<Queue<M, F>>,
     /// A wake is on its way. Set by the first sender after the loop last looked; the others save the system
     /// call. The loop clears it *before* it takes the messages, so a message put in after it looked finds the
     /// flag clear and wakes it again.
@@ -53,7 +53,11 @@ pub(crate) struct Shared<M, F> {
     /// When a drain that was asked for must have ended, in nanoseconds of the kernel's clock; 0: after the loop's own
     /// grace.
     drain_by: AtomicU64,
+    /// How many clients wait in the queue for the loop to take them over. Written under its lock, read without.
+    waiting: AtomicUsize,
     capacity: usize,
+    /// As many connections the loop may have.
+    pub(crate) connections: usize,
     pub(crate) eventfd: F,
     /// The loop's, here so that they can be read before there is one, and wherever a way in is.
     pub(crate) metrics: Arc<LoopMetrics>,
@@ -78,9 +82,13 @@ impl Orders {
     }
 }
 
-struct Queue<M> {
+struct Queue<M, F> {
     messages: VecDeque<M>,
     inspections: Vec<Inspection>,
+    /// Clients that other loops have accepted.
+    handed: VecDeque<Handed<F>>,
+    /// It drains, and takes over none any more.
+    refuses_handed: bool,
     closed: bool,
 }
 
@@ -91,10 +99,11 @@ pub(crate) type Inspection = Box<dyn FnOnce(&Ctx) + Send>;
 const INSPECTIONS: usize = 16;
 
 /// What [`Shared::take`] found besides messages.
-pub(crate) struct Taken {
-    /// More messages are waiting.
+pub(crate) struct Taken<F> {
+    /// More messages or clients are waiting.
     pub(crate) more: bool,
     pub(crate) inspections: Vec<Inspection>,
+    pub(crate) handed: VecDeque<Handed<F>>,
 }
 
 impl<M, K: Kernel> Remote<M, K> {
@@ -105,17 +114,25 @@ impl<M, K: Kernel> Remote<M, K> {
     /// # Errors
     /// No descriptors are left.
     pub fn for_kernel(kernel: &K, limits: &Limits) -> io::Result<Self> {
-        Ok(Self::new(kernel.eventfd()?, limits.message_queue))
+        Ok(Self::new(kernel.eventfd()?, limits.message_queue, limits.connections))
     }
 
-    pub(crate) fn new(eventfd: K::Fd, capacity: usize) -> Self {
-        let queue = Mutex::new(Queue { messages: VecDeque::new(), inspections: Vec::new(), closed: false });
+    fn new(eventfd: K::Fd, capacity: usize, connections: usize) -> Self {
+        let queue = Queue {
+            messages: VecDeque::new(),
+            inspections: Vec::new(),
+            handed: VecDeque::new(),
+            refuses_handed: false,
+            closed: false,
+        };
         let shared = Shared {
-            queue,
+            queue: Mutex::new(queue),
             wake_pending: AtomicBool::new(false),
             orders: AtomicU8::new(0),
             drain_by: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
             capacity,
+            connections,
             eventfd,
             metrics: Arc::default(),
         };
@@ -166,6 +183,21 @@ impl<M, K: Kernel> Remote<M, K> {
                 return Err(RemoteError::Full(()));
             }
             queue.inspections.push(Box::new(inspection));
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Has the loop open a client that another one has accepted. It does, or closes it, unless it is handed back, since too
+    /// many wait already or it drains.
+    pub(crate) fn hand_over(&self, client: Handed<K::Fd>) -> Result<(), Handed<K::Fd>> {
+        {
+            let mut queue = self.shared.lock();
+            if queue.closed || queue.refuses_handed || queue.handed.len() >= self.shared.capacity {
+                return Err(client);
+            }
+            queue.handed.push_back(client);
+            self.shared.waiting.store(queue.handed.len(), Ordering::Relaxed);
         }
         self.wake();
         Ok(())
@@ -232,8 +264,26 @@ impl<M, F> Shared<M, F> {
         self.orders.fetch_or(Orders::TAKEN, Ordering::SeqCst) & Orders::TAKEN == 0
     }
 
-    /// Moves up to `budget` messages to `into`.
-    pub(crate) fn take(&self, budget: usize, into: &mut VecDeque<M>) -> Taken {
+    /// How many clients wait for the loop to take them over.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Takes over no more clients, but for those that wait, which it returns.
+    pub(crate) fn refuse_handed(&self) -> VecDeque<Handed<F>> {
+        let mut queue = self.lock();
+        queue.refuses_handed = true;
+        self.take_handed(&mut queue, usize::MAX)
+    }
+
+    fn take_handed(&self, queue: &mut Queue<M, F>, budget: usize) -> VecDeque<Handed<F>> {
+        let left = queue.handed.split_off(budget.min(queue.handed.len()));
+        self.waiting.store(left.len(), Ordering::Relaxed);
+        std::mem::replace(&mut queue.handed, left)
+    }
+
+    /// Moves up to `budget` messages to `into`, and takes up to `clients` that were handed over.
+    pub(crate) fn take(&self, budget: usize, clients: usize, into: &mut VecDeque<M>) -> Taken<F> {
         // A swap and not a store: it reads what the last sender's swap wrote, so all that came before that, a
         // drain asked for among it, is seen from here on.
         let _: bool = self.wake_pending.swap(false, Ordering::SeqCst);
@@ -244,7 +294,9 @@ impl<M, F> Shared<M, F> {
             let count = budget.min(queue.messages.len());
             into.extend(queue.messages.drain(..count));
         }
-        Taken { more: !queue.messages.is_empty(), inspections: std::mem::take(&mut queue.inspections) }
+        let handed = self.take_handed(&mut queue, clients);
+        let more = !queue.messages.is_empty() || !queue.handed.is_empty();
+        Taken { more, inspections: std::mem::take(&mut queue.inspections), handed }
     }
 
     /// Accepts no more messages; those accepted before can still be taken.
@@ -252,12 +304,14 @@ impl<M, F> Shared<M, F> {
         self.lock().closed = true;
     }
 
-    /// Accepts no more messages and drops those that no loop will take any more, though others hold a way in to it.
+    /// Accepts no more messages and drops those that no loop will take any more, though others hold a way in to it. Clients
+    /// that wait are closed.
     pub(crate) fn abandon(&self) {
         let left = {
             let mut queue = self.lock();
             queue.closed = true;
-            (std::mem::take(&mut queue.messages), std::mem::take(&mut queue.inspections))
+            let handed = self.take_handed(&mut queue, usize::MAX);
+            (handed, std::mem::take(&mut queue.messages), std::mem::take(&mut queue.inspections))
         };
         self.metrics.note_phase(LoopPhase::Ended);
         // Not under the lock, and last: what a message does when it is dropped is its own affair.
@@ -265,7 +319,7 @@ impl<M, F> Shared<M, F> {
     }
 
     /// A sender that panicked while it held the lock had done nothing by halves: its message is in or not.
-    fn lock(&self) -> MutexGuard<'_, Queue<M>> {
+    fn lock(&self) -> MutexGuard<'_, Queue<M, F>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -313,7 +367,7 @@ mod tests {
 
     fn remote(capacity: usize) -> Remote<u32> {
         let kernel = Linux::new().unwrap();
-        Remote::new(kernel.eventfd().unwrap(), capacity)
+        Remote::new(kernel.eventfd().unwrap(), capacity, 1)
     }
 
     #[test]
@@ -325,7 +379,7 @@ mod tests {
         remote.shared().close();
         assert_eq!(remote.send(4), Err(RemoteError::Closed(4)));
         let mut taken = VecDeque::new();
-        assert!(!remote.shared().take(10, &mut taken).more);
+        assert!(!remote.shared().take(10, 0, &mut taken).more);
         assert_eq!(taken, [1, 2]);
     }
 
@@ -334,9 +388,9 @@ mod tests {
         let remote = remote(10);
         (0..5).for_each(|message| remote.send(message).unwrap());
         let mut taken = VecDeque::new();
-        assert!(remote.shared().take(3, &mut taken).more);
+        assert!(remote.shared().take(3, 0, &mut taken).more);
         assert_eq!(taken, [0, 1, 2]);
-        assert!(!remote.shared().take(3, &mut taken).more);
+        assert!(!remote.shared().take(3, 0, &mut taken).more);
         assert_eq!(taken, [0, 1, 2, 3, 4]);
     }
 

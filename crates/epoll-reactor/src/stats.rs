@@ -28,6 +28,10 @@ pub struct Counters {
     pub overloads: u64,
     /// Times a listener paused for want of descriptors or kernel memory.
     pub accept_pauses: u64,
+    /// Clients accepted here and handed to another loop, [for balance](crate::Workers::balance), where they are opened.
+    pub handed_over: u64,
+    /// Clients that other loops have handed over. They are among `accepted` if there was room for them.
+    pub taken_over: u64,
     /// Connections closed.
     pub closed: u64,
     /// Connections that the end of a drain closed before they had ended by themselves: its grace had passed, or a second

@@ -236,8 +236,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Hands over up to `budget` messages.
     fn take_messages(&mut self, budget: usize) {
-        let taken = self.remote.shared().take(budget, &mut self.inbox);
+        let taken = self.remote.shared().take(budget, self.ctx.limits.accept_budget, &mut self.inbox);
         self.more_messages = taken.more;
+        self.take_over(taken.handed);
         for inspection in taken.inspections {
             self.call(Callback::Inspection, None, |_, ctx| inspection(ctx));
         }

@@ -109,6 +109,7 @@ pub struct Workers<M> {
     groups: Vec<Group>,
     /// The CPU of each.
     cpus: Option<Vec<usize>>,
+    balanced: bool,
     draining: Vec<Signal>,
     watched: Vec<Signal>,
     panic_hook: Option<PanicHook>,
@@ -172,14 +173,16 @@ impl<M: Send> Workers<M> {
         limits.check().map_err(refused)?;
         let count = count.get();
         let shares = (0..count).map(|index| limits.share_of(index, count)).collect::<Result<Vec<_>, _>>();
+        let shares = shares.map_err(refused)?;
         let kernels = (0..count).map(|_| Linux::new()).collect::<Result<Vec<_>, Errno>>()?;
-        let remotes = kernels.iter().map(|kernel| Remote::for_kernel(kernel, &limits));
+        let remotes = kernels.iter().zip(&shares).map(|(kernel, limits)| Remote::for_kernel(kernel, limits));
         Ok(Self {
-            limits: shares.map_err(refused)?,
             remotes: WaysIn(remotes.collect::<io::Result<_>>()?),
+            limits: shares,
             kernels,
             groups: Vec::new(),
             cpus: None,
+            balanced: false,
             draining: Vec::new(),
             watched: Vec::new(),
             panic_hook: None,
@@ -242,6 +245,16 @@ impl<M: Send> Workers<M> {
         Ok(())
     }
 
+    /// Has a loop hand clients that it accepts to the one that has the fewest connections, if those are clearly fewer than
+    /// its own or it has no room for more, before anything was spent on them: as [`Reactor::balance`] says.
+    ///
+    /// The kernel spreads clients by chance, and on a Unix socket whoever is awake has the next. That is good enough
+    /// for many clients, or short connections, which it saves the way from one thread to another. It is not
+    /// for a few that stay for long. A loop counts connections, not what they ask for; those it has, it keeps.
+    pub const fn balance(&mut self) {
+        self.balanced = true;
+    }
+
     /// Drains all loops at the first of `signals`, with one end to the grace of all of them, and forces the end at the
     /// second. They are blocked in this thread and in those it starts from now on, as with
     /// [`Reactor::drain_on_signals`].
@@ -290,8 +303,18 @@ impl<M: Send> Workers<M> {
     where
         H: Handler<Message = M>,
     {
-        let Self { limits, kernels, remotes: ways_in, groups, cpus, draining, watched, panic_hook, files } =
-            self;
+        let Self {
+            limits,
+            kernels,
+            remotes: ways_in,
+            groups,
+            cpus,
+            balanced,
+            draining,
+            watched,
+            panic_hook,
+            files,
+        } = self;
         let remotes = &ways_in.0;
         let grace = limits.first().map(|limits| limits.drain_grace).unwrap_or_default();
         let mut groups = steer(groups, cpus.as_deref())?;
@@ -304,7 +327,8 @@ impl<M: Send> Workers<M> {
                 });
                 let cpu = cpus.as_ref().and_then(|cpus| cpus.get(index).copied());
                 let panic_hook = panic_hook.clone();
-                let start = Start { kernel, limits, cpu, panic_hook, listeners: listeners.collect() };
+                let listeners = listeners.collect();
+                let start = Start { kernel, limits, cpu, balanced, panic_hook, listeners };
                 let Some(worker) = Worker::new(index, Arc::clone(remotes)) else { break };
                 let (words, factory) = (words.clone(), &factory);
                 let run = move || {
@@ -331,6 +355,7 @@ struct Start {
     kernel: Linux,
     limits: Limits,
     cpu: Option<usize>,
+    balanced: bool,
     panic_hook: Option<PanicHook>,
     listeners: Vec<(<Linux as Kernel>::Fd, Address)>,
 }
@@ -353,6 +378,9 @@ impl Start {
         }
         for (listener, bound) in self.listeners {
             reactor.share_listener(listener, bound)?;
+        }
+        if self.balanced {
+            reactor.balance(worker);
         }
         words.tell(Word::Started(worker.index));
         let stopped = reactor.run()?;

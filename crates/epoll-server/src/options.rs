@@ -64,11 +64,12 @@ pub(crate) struct AdminOptions {
     pub(crate) anywhere: bool,
 }
 
-/// How many loops there are, and whether each has a CPU of its own.
+/// How many loops there are, and whether each has a CPU of its own, or as many connections as the others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Loops {
     pub(crate) count: NonZeroUsize,
     pub(crate) pin: bool,
+    pub(crate) balance: bool,
 }
 
 /// A protocol and its configuration.
@@ -131,7 +132,7 @@ impl Command {
             ));
         }
         check_capture(&common)?;
-        let loops = Loops { count: common.workers, pin: common.pin };
+        let loops = Loops { count: common.workers, pin: common.pin, balance: common.balance };
         check_shares(&limits, loops.count.get())?;
         let mut addresses = [listen.addresses, behind.addresses].concat();
         if addresses.is_empty() {
@@ -577,7 +578,8 @@ mod tests {
         let options = read("epoll-server --workers 3 http --max-connections 10 --pin").unwrap();
         assert_eq!((options.loops.count.get(), options.loops.pin), (3, true));
         let options = read("epoll-server echo").unwrap();
-        assert_eq!((options.loops.count.get(), options.loops.pin), (1, false));
+        assert_eq!((options.loops.count.get(), options.loops.pin, options.loops.balance), (1, false, false));
+        assert!(read("epoll-server --workers 3 echo --balance").unwrap().loops.balance);
         let auto = read("epoll-server echo --workers auto").unwrap().loops.count;
         assert_eq!(Ok(auto), std::thread::available_parallelism().map_err(|error| error.kind()));
         // One loop is what every protocol has.

@@ -105,6 +105,9 @@ where
     if loops.pin {
         workers.pin()?;
     }
+    if loops.balance {
+        workers.balance();
+    }
     let bound = listen(places, |addresses| workers.listen_first(addresses, &options))?;
     let admin = admin.map(|admin| admin.start(workers.remotes())).transpose()?;
     let remotes = workers.remotes().clone();

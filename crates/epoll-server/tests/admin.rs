@@ -140,6 +140,29 @@ fn metrics_count_the_requests_of_all_loops() {
 }
 
 #[test]
+fn with_balance_metrics_tell_who_was_handed_over() {
+    let (server, admin) = start(&["echo", "--workers", "2", "--balance"]);
+    let mut clients = Vec::new();
+    poll("a client that is handed over", || {
+        // A loop that has yet to take its first turn is handed none, nor is one that the system holds up.
+        clients.extend((0..16).map(|_| server.connect()));
+        for client in clients.iter_mut().rev().take(16) {
+            client.send("x");
+            client.exactly(1);
+        }
+        let (_, metrics) = get(&admin, "/metrics");
+        (sum(&metrics, "epoll_connections_handed_over_total", "") >= 1.0).then_some(())
+    });
+    poll("numbers that agree", || {
+        let (_, metrics) = get(&admin, "/metrics");
+        let total = |family| sum(&metrics, family, "");
+        let told =
+            total("epoll_connections_handed_over_total") == total("epoll_connections_taken_over_total");
+        (told && total("epoll_connections_accepted_total") == clients.len() as f64).then_some(())
+    });
+}
+
+#[test]
 fn metrics_count_what_a_line_fans_out_to() {
     let (mut server, admin) = start(&["broadcast"]);
     let mut clients: Vec<_> = (1..=4).map(|number| server.join(number)).collect();

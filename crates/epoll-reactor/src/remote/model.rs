@@ -15,6 +15,7 @@ use loom::sync::Condvar;
 use loom::thread;
 
 use super::*;
+use crate::token::Token;
 use crate::{ConnId, Ctx, Handler, Limits, PanicPolicy, Reactor, Turn};
 
 /// A kernel with one eventfd in it, registered edge-triggered: a wait ends when something has been written since the
@@ -333,5 +334,44 @@ fn loom_the_wake_of_an_inspection_is_not_lost() {
         for asker in askers {
             asker.join().unwrap();
         }
+    });
+}
+
+/// A client as another loop hands it over.
+fn handed() -> Handed<ModelFd> {
+    let eventfd = Eventfd { edges: Mutex::new(0), written: Condvar::new() };
+    Handed { listener: Token::new(1, 1), fd: ModelFd(Arc::new(eventfd)), peer: Address::UnixUnnamed }
+}
+
+#[test]
+fn loom_who_is_handed_over_is_opened_whatever_the_loop_sleeps() {
+    explore(Some(6), || {
+        let mut reactor = reactor(10, 10);
+        let senders = [(); 2].map(|()| {
+            let remote = reactor.remote();
+            thread::spawn(move || remote.hand_over(handed()).unwrap())
+        });
+        while reactor.ctx().counters().taken_over < 2 {
+            assert_eq!(reactor.turn(None).unwrap(), Turn::Continue);
+        }
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        assert_eq!((reactor.ctx().connections(), reactor.remote().shared().waiting()), (2, 0));
+    });
+}
+
+#[test]
+fn loom_who_is_handed_over_to_a_loop_that_drains_is_opened_and_closed_or_handed_back() {
+    explore(Some(4), || {
+        let mut reactor = reactor(1, 1);
+        let (sender, drainer) = (reactor.remote(), reactor.remote());
+        let sender = thread::spawn(move || sender.hand_over(handed()).is_ok());
+        let drainer = thread::spawn(move || drainer.drain());
+        reactor.run().unwrap();
+        drainer.join().unwrap();
+        let taken = u64::from(sender.join().unwrap());
+        let counters = reactor.ctx().counters();
+        assert_eq!((counters.taken_over, counters.accepted, counters.closed), (taken, taken, taken));
     });
 }

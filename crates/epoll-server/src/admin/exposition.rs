@@ -47,7 +47,7 @@ struct Readings {
 /// A counter of one loop: its name without `epoll_` and `_total`, its help, and where it is.
 type LoopCounter = (&'static str, &'static str, fn(&Counters) -> u64);
 
-const COUNTERS: [LoopCounter; 18] = [
+const COUNTERS: [LoopCounter; 20] = [
     ("turns", "Turns of the loop", |counters| counters.turns),
     ("events", "Events the kernel delivered", |counters| counters.events),
     ("stale_events", "Events for what was closed before they were looked at", |counters| {
@@ -72,6 +72,10 @@ const COUNTERS: [LoopCounter; 18] = [
     ("work_shed", "Requests of open connections that an overloaded loop did not serve", |counters| {
         counters.shed_work
     }),
+    ("connections_handed_over", "Clients accepted and handed to another loop, by --balance", |counters| {
+        counters.handed_over
+    }),
+    ("connections_taken_over", "Clients that other loops have handed over", |counters| counters.taken_over),
     ("connections_cut_off", "Connections closed by the end of a drain", |counters| counters.cut_off),
     ("accept_pauses", "Times a listener paused for want of descriptors or kernel memory", |counters| {
         counters.accept_pauses
