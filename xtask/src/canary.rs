@@ -29,7 +29,7 @@ struct Defect {
     wrong: &'static str,
 }
 
-const DEFECTS: [Defect; 30] = [
+const DEFECTS: [Defect; 32] = [
     Defect {
         name: "takes an overload for over as soon as shedding has made the lag low",
         file: "crates/epoll-reactor/src/overload.rs",
@@ -114,6 +114,18 @@ const DEFECTS: [Defect; 30] = [
         file: "crates/epoll-reactor/src/turn.rs",
         right: "self.more_messages = taken.more;",
         wrong: "self.more_messages = false;",
+    },
+    Defect {
+        name: "forgets the clients that were over a turn's budget when they were handed over",
+        file: "crates/epoll-reactor/src/remote.rs",
+        right: "!queue.messages.is_empty() || !queue.handed.is_empty()",
+        wrong: "!queue.messages.is_empty()",
+    },
+    Defect {
+        name: "drops a client that another loop does not take",
+        file: "crates/epoll-reactor/src/balance.rs",
+        right: "Err(Handed { listener, fd, peer }) => self.admit(listener, fd, peer, too_many),",
+        wrong: "Err(_) => Accepted::One,",
     },
     Defect {
         name: "loses the rest of a write that was cut short",

@@ -6,6 +6,7 @@ mod actor;
 mod admitting;
 mod alarm;
 mod answers;
+mod balance;
 mod book;
 mod broadcast;
 mod chaos;
@@ -59,6 +60,7 @@ pub(crate) fn run(plan: &Plan) -> (Tally, Option<Broken>) {
         plan::Kind::Broadcast => run_as::<broadcast::Broadcasts>(plan),
         plan::Kind::BroadcastLoops => loops::run(plan),
         plan::Kind::Echo => run_as::<echo::Echoes>(plan),
+        plan::Kind::EchoLoops => balance::run(plan),
         plan::Kind::Http => run_as::<http::Https>(plan),
     }
 }

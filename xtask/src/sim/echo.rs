@@ -23,6 +23,18 @@ pub(crate) struct Caller {
     ear: Ear,
 }
 
+impl Caller {
+    /// One that has so many bytes to say.
+    pub(crate) fn new(session: usize, left: usize) -> Self {
+        Self { voice: voice::client(session), said: 0, left, ear: Ear::default() }
+    }
+
+    /// How many bytes it has heard.
+    pub(crate) const fn heard(&self) -> u64 {
+        self.ear.heard
+    }
+}
+
 impl Talk for Caller {
     fn say(&mut self, rng: &mut Rng) -> Option<Vec<u8>> {
         if self.left == 0 {
@@ -70,7 +82,7 @@ impl Scenario for Echoes {
 
     fn talk(&mut self, session: usize, rng: &mut Rng) -> Caller {
         let left = self.plan.bytes(rng);
-        Caller { voice: voice::client(session), said: 0, left, ear: Ear::default() }
+        Caller::new(session, left)
     }
 
     fn session_of(first: &[u8]) -> Option<usize> {

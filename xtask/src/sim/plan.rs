@@ -14,6 +14,8 @@ pub(crate) enum Kind {
     /// Callbacks that do anything a callback may.
     Random,
     Echo,
+    /// The same in several loops that hand clients to each other.
+    EchoLoops,
     Broadcast,
     /// The same in several loops.
     BroadcastLoops,
@@ -21,13 +23,14 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Random, Self::Echo, Self::Broadcast, Self::BroadcastLoops, Self::Http];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Random, Self::Echo, Self::EchoLoops, Self::Broadcast, Self::BroadcastLoops, Self::Http];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Random => "random",
             Self::Echo => "echo",
+            Self::EchoLoops => "echo-loops",
             Self::Broadcast => "broadcast",
             Self::BroadcastLoops => "broadcast-loops",
             Self::Http => "http",

@@ -45,6 +45,11 @@ fn echo() {
 }
 
 #[test]
+fn echo_in_several_loops() {
+    check_all(Kind::EchoLoops);
+}
+
+#[test]
 fn broadcast() {
     check_all(Kind::Broadcast);
 }
