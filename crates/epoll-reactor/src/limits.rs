@@ -65,8 +65,8 @@ pub struct Limits {
     /// loop is *overloaded*, until nothing had to be shed for as long. Meanwhile clients beyond that budget, or whose turn
     /// comes so late that they would be served too late, are turned away as where there is no room
     /// ([`refusal`](Self::refusal)), though no more than `accept_budget` are being told at a time; and
-    /// [`Ctx::should_shed`](crate::Ctx::should_shed) tells handlers what to shed, so that what they serve has waited no longer
-    /// than this, and a new client's first request half as long again at most. `None`: all is served, however late. A
+    /// [`Ctx::should_shed`](crate::Ctx::should_shed) tells handlers what to shed, so that what they serve had waited no longer
+    /// than this when their callback began, and a new client's first request half as long again at most. `None`: all is served, however late. A
     /// target costs a call behind each turn above it, and a reading of the clock before each callback while the loop is
     /// overloaded. Loops that share a Unix socket each do so for themselves: a client whom an idle one has not taken in a whole turn
     /// is turned away by a busy one. Not zero.

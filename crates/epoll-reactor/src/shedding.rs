@@ -107,8 +107,10 @@ impl Ctx {
     ///
     /// Ask once for each piece of work, before it is begun, and do as it says: each `true` counts as one in
     /// [`Counters::shed_work`](crate::Counters::shed_work), and the loop is not taken to have recovered as long as there are
-    /// any. It is answered by the time at which the callback was called, so all that one callback asks gets one answer;
-    /// outside of callbacks it means nothing.
+    /// any. It is answered by the time at which the callback was called, so all that one callback asks gets one answer:
+    /// while the loop is overloaded, whoever finds several pieces of work in its input had better do one and leave the rest to
+    /// the next turn ([`read_again`](Self::read_again)), or a client that sends much at once keeps all others waiting until
+    /// they are late. Outside of callbacks it means nothing.
     #[must_use]
     #[inline]
     pub fn should_shed(&self) -> bool {

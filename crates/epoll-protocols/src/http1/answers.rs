@@ -11,6 +11,14 @@ pub(super) struct Answers<'a> {
     pub(super) ctx: &'a mut Ctx,
     pub(super) id: ConnId,
     pub(super) refused: bool,
+    /// A request is served though the loop is overloaded. Whether those behind it would be late is for the next callback to say.
+    has_had_its_turn: bool,
+}
+
+impl<'a> Answers<'a> {
+    pub(super) const fn new(ctx: &'a mut Ctx, id: ConnId) -> Self {
+        Self { ctx, id, refused: false, has_had_its_turn: false }
+    }
 }
 
 impl Output for Answers<'_> {
@@ -42,7 +50,13 @@ impl Output for Answers<'_> {
     }
 
     fn sheds(&mut self) -> bool {
-        self.ctx.should_shed()
+        let sheds = self.ctx.should_shed();
+        self.has_had_its_turn |= !sheds && self.ctx.is_overloaded();
+        sheds
+    }
+
+    fn is_others_turn(&self) -> bool {
+        self.has_had_its_turn
     }
 }
 

@@ -3,8 +3,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use epoll_reactor::FileSlice;
-
 use super::blocking::BlockingJob;
 use super::body::Pending;
 use super::byte_set::TOKEN;
@@ -105,7 +103,8 @@ impl Connection {
             if rest.is_empty() {
                 return Progress { consumed, next: Next::MoreInput };
             }
-            if exchange.output.waiting() >= batch {
+            let is_between = matches!(self.phase, Phase::Head { .. });
+            if exchange.output.waiting() >= batch || (is_between && exchange.output.is_others_turn()) {
                 return Progress { consumed, next: Next::OutputFull };
             }
             match self.advance(rest, exchange) {
@@ -187,23 +186,6 @@ impl Connection {
             }
             _ => None,
         }
-    }
-
-    /// What [`Next::Disk`] is about.
-    #[must_use]
-    pub fn cold(&self) -> Option<FileSlice> {
-        match &self.phase {
-            Phase::Sending(sending) => sending.cold(),
-            _ => None,
-        }
-    }
-
-    /// What [`cold`](Self::cold) said has been read from the disk.
-    pub fn warmed<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
-        if let Phase::Sending(sending) = &mut self.phase {
-            sending.warmed();
-        }
-        self.resume(exchange)
     }
 
     /// The job that answers, to be run by a thread that may block; [`respond`](Self::respond) takes its result. Once

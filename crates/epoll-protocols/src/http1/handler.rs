@@ -147,7 +147,7 @@ impl<S: Service> Http<S> {
         let client = self.clients.get_mut(id)?;
         // The loop's own note of it, which lasts until `on_close` has returned.
         let peer = ctx.peer_address(id)?;
-        let mut answers = Answers { ctx, id, refused: false };
+        let mut answers = Answers::new(ctx, id);
         let result = step(
             &mut client.connection,
             &mut Exchange {

@@ -34,6 +34,12 @@ pub trait Output {
     fn sheds(&mut self) -> bool {
         false
     }
+
+    /// Whether the requests that are here already are to wait until other clients have had their turn: asked between two of
+    /// them. By default they are not.
+    fn is_others_turn(&self) -> bool {
+        false
+    }
 }
 
 /// Sending this now would wait for the disk.

@@ -1,5 +1,7 @@
 //! From a whole request to the last byte of its answer, or to the refusal of one that is not.
 
+use epoll_reactor::FileSlice;
+
 use super::super::blocking::BlockingJob;
 use super::super::body::Pending;
 use super::super::encode::{Persistence, Terms, encode};
@@ -163,6 +165,23 @@ impl Connection {
         }
         self.tell_end(complete, exchange);
         if complete { self.after_answer(persistence) } else { Next::Abort }
+    }
+
+    /// What [`Next::Disk`] is about.
+    #[must_use]
+    pub fn cold(&self) -> Option<FileSlice> {
+        match &self.phase {
+            Phase::Sending(sending) => sending.cold(),
+            _ => None,
+        }
+    }
+
+    /// What [`cold`](Self::cold) said has been read from the disk.
+    pub fn warmed<S: Service, O: Output>(&mut self, exchange: &mut Exchange<'_, S, O>) -> Next {
+        if let Phase::Sending(sending) = &mut self.phase {
+            sending.warmed();
+        }
+        self.resume(exchange)
     }
 
     /// Nothing of an answer has gone out, and nothing can follow it.

@@ -142,7 +142,11 @@ fn it_is_told_as_an_answer_that_was_not_the_service_s() {
             self.0.share(data);
         }
 
-        fn file(&mut self, slice: FileSlice, wait: bool) -> Result<(), crate::http1::NotCached> {
+        fn file(
+            &mut self,
+            slice: epoll_reactor::FileSlice,
+            wait: bool,
+        ) -> Result<(), crate::http1::NotCached> {
             self.0.file(slice, wait)
         }
 
