@@ -62,7 +62,8 @@ pub struct Limits {
     /// waits, if the second found something at once. Each turn above it halves how many are
     /// [accepted](Self::accept_budget), down to 1; each other one adds 1. If in a whole
     /// [`lag_interval`](Self::lag_interval) not one turn was at or below it and left no client waiting in the backlog, the
-    /// loop is *overloaded*, until nothing had to be shed for as long. Meanwhile clients beyond that budget, or whose turn
+    /// loop is *overloaded*, until for as long nothing had to be shed, or so little that with it the loop would have been busy for
+    /// less than four fifths of the time. Meanwhile clients beyond that budget, or whose turn
     /// comes so late that they would be served too late, are turned away as where there is no room
     /// ([`refusal`](Self::refusal)), though no more than `accept_budget` are being told at a time; and
     /// [`Ctx::should_shed`](crate::Ctx::should_shed) tells handlers what to shed, so that what they serve had waited no longer
@@ -73,8 +74,8 @@ pub struct Limits {
     ///
     /// Default: `None`.
     pub lag_target: Option<Duration>,
-    /// How long there must be no turn that finds little waiting for it to be more than a burst, and nothing be shed for it
-    /// to be over. Ten or twenty times [`lag_target`](Self::lag_target) is about right (RFC 8289 section 4.3); not below it.
+    /// How long there must be no turn that finds little waiting for it to be more than a burst, and for how
+    /// long at least the loop is looked at to see that it is over. Ten or twenty times [`lag_target`](Self::lag_target) is about right (RFC 8289 section 4.3); not below it.
     ///
     /// Default: 100 ms.
     pub lag_interval: Duration,

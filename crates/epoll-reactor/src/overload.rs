@@ -7,13 +7,16 @@
 //! clients that a shrunk budget leaves in the backlog, where they hold nobody up and are held up all the more.
 //!
 //! What is shed then is what has waited too long already, and never what came just now, so whoever is served is served soon.
-//! While it sheds, the queue is short; so it does not end before an interval has passed in which nothing had to be shed.
+//! While it sheds, the queue is short; so it does not end before an interval has passed in which nothing had to be shed, or in which
+//! the loop has waited for so long that it could have done all of that as well. Without the latter a few requests that take longer
+//! than the target, for which nobody is to blame, would keep up for ever what has begun once: whatever comes meanwhile is late.
 
 use std::time::Duration;
 
 use epoll_sys::Timestamp;
 
 use crate::limits::Limits;
+use crate::metrics::Tally;
 
 /// Trouble that comes and goes is logged no more often than this.
 pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -23,6 +26,21 @@ pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 pub(crate) struct Shed {
     pub(crate) connections: u64,
     pub(crate) work: u64,
+}
+
+/// How much of the time a loop may be busy, with what was shed added to what was served, that could serve all: four of five parts.
+/// Beyond that bursts fill the queue again at once.
+const KEEPS_UP: (u128, u128) = (4, 5);
+
+/// The books of an overload: of an interval, or until after it something was short of the target.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    began: Timestamp,
+    /// What there was by then.
+    served: u64,
+    shed: u64,
+    /// For how long there was nothing to do.
+    idle: Duration,
 }
 
 /// What the log is to say.
@@ -52,6 +70,12 @@ pub(crate) struct Overload {
     /// All that has been shed, and when the last of it was.
     shed: Shed,
     shed_at: Timestamp,
+    /// How much work was not, when that was asked.
+    served: Tally,
+    /// Clients that have been let in.
+    let_in: u64,
+    /// Of no meaning but while it is overloaded.
+    window: Window,
     /// The log knows of this overload.
     told: bool,
     /// When the log was last told of one.
@@ -72,6 +96,9 @@ impl Overload {
             since: None,
             shed: Shed::default(),
             shed_at: now,
+            served: Tally::new(),
+            let_in: 0,
+            window: Window { began: now, served: 0, shed: 0, idle: Duration::ZERO },
             told: false,
             reported: None,
         })
@@ -87,6 +114,31 @@ impl Overload {
         if std::mem::replace(&mut self.shed, shed) != shed {
             self.shed_at = now;
         }
+    }
+
+    /// Work of an open connection is not shed.
+    pub(crate) fn note_served(&self) {
+        self.served.add(1);
+    }
+
+    /// The loop had nothing to do for so long, and has let so many clients in since it was made.
+    pub(crate) fn note_idle(&mut self, idle: Duration, let_in: u64) {
+        self.window.idle += idle;
+        self.let_in = let_in;
+    }
+
+    fn window(&self, began: Timestamp) -> Window {
+        // A new client and its first request are one.
+        let served = self.served.get().max(self.let_in);
+        Window { began, served, shed: self.shed.connections + self.shed.work, idle: Duration::ZERO }
+    }
+
+    /// Whether, in the window that ends at `now`, the loop could have done what it has shed, too, if that is like what it has not.
+    fn keeps_up(&self, now: Timestamp) -> bool {
+        let (Window { began, served, shed, idle }, end) = (self.window, self.window(now));
+        let (served, shed) = (u128::from(end.served - served), u128::from(end.shed - shed));
+        let (whole, busy) = ((now - began).as_nanos(), (now - began).saturating_sub(idle).as_nanos());
+        (served + shed) * busy * KEEPS_UP.1 < served * whole * KEEPS_UP.0
     }
 
     /// A wait has ended at `now`, and what it has reported may have waited for `lag`.
@@ -105,10 +157,17 @@ impl Overload {
             None if self.above_since.is_some_and(|at| now - at >= self.interval) => {
                 self.since = Some((now, self.shed));
                 self.shed_at = now;
+                self.window = self.window(now);
                 self.told = false;
             }
             Some(since) if !stands && now - self.shed_at >= self.interval => {
                 return self.end(now, since);
+            }
+            Some(since) if !stands && now - self.window.began >= self.interval => {
+                if self.keeps_up(now) {
+                    return self.end(now, since);
+                }
+                self.window = self.window(now);
             }
             _ => (),
         }
@@ -262,6 +321,44 @@ mod tests {
         assert_eq!(law.after_turn(5_050, 1, 55), Some(Report::Over(Duration::from_millis(4_950), cost)));
         assert!(!law.is_on() && law.ends_in(at(5_050)).is_none());
         assert!(!law.is_late(at(9_999)));
+    }
+
+    /// Something is shed all the time, as by requests that take longer than the target.
+    #[test]
+    fn it_goes_on_as_long_as_the_loop_could_not_serve_what_it_sheds_as_well() {
+        // A turn each 10 ms, in which it waits for so many of them, serves 3 and sheds so many.
+        let runs = |idle: u64, sheds: u64| {
+            let mut law = Overload::overloaded();
+            let turns = (11..=500).find(|turn| {
+                (0..3).for_each(|_| law.note_served());
+                law.note_idle(Duration::from_millis(idle), 0);
+                // Another one in two is above the target: it does not end in one of those.
+                law.after_turn(10 * turn, if turn % 2 == 0 { ABOVE } else { 1 }, (turn - 10) * sheds);
+                !law.is_on()
+            });
+            turns.map(|turn| turn - 10)
+        };
+        assert_eq!(runs(1, 3), None);
+        assert_eq!(runs(5, 3), None, "all of it would be all of the time");
+        assert_eq!(runs(5, 2), None, "five parts of six");
+        assert_eq!(runs(6, 2), Some(11), "two of three");
+        assert_eq!(runs(10, 3), Some(11));
+        assert_eq!(runs(2, 0), Some(11), "as without any work");
+    }
+
+    /// Who is let in is work too, where nobody asks what to shed.
+    #[test]
+    fn where_no_work_is_shed_those_who_are_let_in_are_compared_with_those_who_are_not() {
+        let ends = |sheds: u64| {
+            let mut law = Overload::overloaded();
+            (11..=500).any(|turn| {
+                law.note_idle(Duration::from_millis(6), turn);
+                law.note_shed(at(10 * turn), Shed { connections: turn * sheds, work: 0 });
+                law.turn(at(10 * turn), Duration::ZERO);
+                !law.is_on()
+            })
+        };
+        assert_eq!([0, 1, 2].map(ends), [true, false, false]);
     }
 
     /// The budget keeps the lag low at the cost of those who wait to be let in.

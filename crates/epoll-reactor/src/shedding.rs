@@ -51,6 +51,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         let metrics = &self.ctx.metrics;
         let Some(law) = &mut self.ctx.overload else { return };
         let was_on = law.is_on();
+        let idle = if at_once { Duration::ZERO } else { now - self.last_turn.0 };
+        law.note_idle(idle, metrics.accepted.get());
         let report = if is_draining { law.drain(now) } else { law.turn(now, lag) };
         let is_on = law.is_on();
         if is_on != was_on {
@@ -93,8 +95,8 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
 impl Ctx {
     /// Whether the loop is overloaded: for a whole [`Limits::lag_interval`](crate::Limits::lag_interval) it has been behind
-    /// [`Limits::lag_target`](crate::Limits::lag_target), and since then such an interval has not passed without shedding. Always
-    /// `false` if there is no target, and in a drain.
+    /// [`Limits::lag_target`](crate::Limits::lag_target), and since then no such interval has passed without shedding, or with time
+    /// enough for what was shed. Always `false` if there is no target, and in a drain.
     #[must_use]
     pub fn is_overloaded(&self) -> bool {
         self.overload.as_ref().is_some_and(|law| law.is_on()) && !self.is_draining()
@@ -120,7 +122,11 @@ impl Ctx {
     #[cold]
     fn is_late(&self, law: &Overload) -> bool {
         let is_late = law.is_late(self.recorder.now) && !self.is_draining();
-        self.metrics.shed_work.add(is_late.into());
+        if is_late {
+            self.metrics.shed_work.add(1);
+        } else {
+            law.note_served();
+        }
         is_late
     }
 }
