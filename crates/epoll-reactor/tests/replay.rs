@@ -452,6 +452,21 @@ fn who_is_not_all_there_is_left_out_and_named() {
     assert_eq!(told[1], format!("connection {}: what it sent was not kept, or not all of it", opened[1]));
 }
 
+/// A small file could stand for more than there is memory.
+#[test]
+fn no_byte_that_is_kept_is_sent_twice() {
+    let mut recording = recording_of(&[(10, 0, Ok(b"a\n")), (20, 1, Ok(b"b\n")), (30, 0, Ok(b"c\n"))]);
+    let of_one = recording.records.iter().position(|it| recording.input_of(it) == Some(b"b\n")).unwrap();
+    // One byte of what came before.
+    recording.records[of_one].duration = 1;
+    let replay = Replay::new(&recording);
+    let left_out: Vec<_> = replay.left_out().iter().map(|it| it.reason).collect();
+    assert_eq!(left_out, [LeftOutReason::InputLost]);
+    let replayed = replay.run(Lines::default(), limits()).unwrap();
+    let [client] = &replayed.clients[..] else { panic!("{replayed:?}") };
+    assert_eq!((&client.sent[..], &client.answer[..]), (&b"a\nc\n"[..], &b"1\n1\n"[..]));
+}
+
 #[test]
 fn without_what_was_sent_there_is_nobody_to_play() {
     let mut real = Real::new(Limits { capture: 0, ..limits() });
@@ -588,6 +603,8 @@ proptest! {
         let replay = Replay::new(&recording);
         let replayed = replay.run(Lines::default(), limits()).unwrap();
         prop_assert_eq!(replayed.clients.len(), replay.clients());
+        let sent: usize = replayed.clients.iter().map(|client| client.sent.len()).sum();
+        prop_assert!(sent <= recording.input.len(), "{sent} bytes are sent of {}", recording.input.len());
         for client in &replayed.clients {
             prop_assert!(client.after.read <= client.sent.len() as u64);
             prop_assert!(client.answer.len() as u64 <= client.after.written);

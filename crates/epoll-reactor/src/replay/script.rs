@@ -54,6 +54,22 @@ struct Draft {
     is_reset: bool,
 }
 
+/// What reads brought, one behind another, as a loop writes it down. No byte is given out twice: a small file that
+/// somebody has made up could stand for more than there is memory.
+struct InputInOrder<'a> {
+    recording: &'a Recording,
+    /// Bytes that were given out, or passed over.
+    taken: u64,
+}
+
+impl<'a> InputInOrder<'a> {
+    fn take(&mut self, record: &Record) -> Option<&'a [u8]> {
+        let input = self.recording.input_of(record).filter(|_| record.duration >= self.taken)?;
+        self.taken = record.duration + input.len() as u64;
+        Some(input)
+    }
+}
+
 impl<'a> Script<'a> {
     pub(super) fn new(recording: &'a Recording) -> Self {
         let mut drafts: Vec<Draft> = Vec::new();
@@ -61,6 +77,7 @@ impl<'a> Script<'a> {
         // Each with the number of its turn, and the draft that it is of.
         let mut acts: Vec<(usize, Timestamp, usize, Act<'a>)> = Vec::new();
         let mut turn = 0;
+        let mut input = InputInOrder { recording, taken: 0 };
         for record in &recording.records {
             let kind = match record.kind() {
                 // It is noted at the end of what it consists of.
@@ -84,7 +101,7 @@ impl<'a> Script<'a> {
             };
             let Some(draft) = drafts.get_mut(index) else { continue };
             draft.role.course.note(record);
-            if let Some(act) = draft.act(recording, record, kind, is_new) {
+            if let Some(act) = draft.act(&mut input, record, kind, is_new) {
                 acts.push((turn, record.time, index, act));
             }
         }
@@ -134,7 +151,7 @@ impl Draft {
     /// What the client has done, for the loop to have noted that.
     fn act<'a>(
         &mut self,
-        recording: &'a Recording,
+        input: &mut InputInOrder<'a>,
         record: &Record,
         kind: RecordKind,
         is_new: bool,
@@ -146,7 +163,7 @@ impl Draft {
                 _ => Act::Reset,
             },
             RecordKind::Read if record.amount == 0 => Act::Finish,
-            RecordKind::Read => match recording.input_of(record) {
+            RecordKind::Read => match input.take(record) {
                 Some(input) => Act::Send(input),
                 None => {
                     self.left_out.get_or_insert(LeftOutReason::InputLost);
