@@ -133,7 +133,8 @@ impl<'a> Replay<'a> {
     /// recorded loop for it to do the same. Nobody need wait long: but each [`tick`](Limits::tick) of an idle day is a turn.
     ///
     /// # Errors
-    /// Limits that contradict each other (`InvalidInput`).
+    /// Limits that contradict each other (`InvalidInput`). Between the recorded turns there would be more than a million others,
+    /// and one for each record (`TimedOut`): of a tick that is too short, or a handler that is never done.
     pub fn run<H: Handler>(&self, handler: H, limits: Limits) -> io::Result<Replayed> {
         Stage::new(self.recording, &self.script, handler, limits)?.play(&self.script)
     }

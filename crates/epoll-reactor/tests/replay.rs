@@ -376,6 +376,32 @@ fn times_are_those_of_the_recording_and_not_whole_milliseconds() {
     assert!((1_499..1_510).contains(&apart.as_micros()), "{apart:?}");
 }
 
+/// Asks for another turn after each, with what it leaves.
+struct Restless;
+
+impl Handler for Restless {
+    type Conn = ();
+    type Message = ();
+
+    fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut (), _: &[u8]) -> usize {
+        ctx.read_again(id);
+        0
+    }
+}
+
+/// A short file could take a tick for each millisecond of centuries, or a turn for each microsecond.
+#[test]
+fn what_takes_too_many_turns_is_an_error() {
+    let mut recording = recording_of(&[(10, 0, Ok(b"a\n"))]);
+    recording.time = Timestamp::from_nanoseconds(u64::MAX);
+    let replay = Replay::new(&recording);
+    let ticks = Limits { tick: Some(Duration::from_millis(1)), ..limits() };
+    for result in [replay.run(Restless, limits()), replay.run(Lines::default(), ticks)] {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    }
+}
+
 #[test]
 fn who_finds_no_room_this_time_is_not_let_in() {
     let recording = recording_of(&[(10, 0, Ok(b"a\n")), (20, 1, Ok(b"b\n"))]);

@@ -25,6 +25,10 @@ const ROOM: usize = usize::MAX / 4;
 /// The shortest time that the simulated kernel knows: what is sent arrives so much later, and a wait takes longer.
 const INSTANT: Duration = Duration::from_nanos(1);
 
+/// Between the turns that were recorded, beside as many again as there are records: a loop notes each of its own, so only one
+/// that has other limits, or a file that somebody has made up, takes more.
+const MOST_TURNS_BETWEEN: usize = 1_000_000;
+
 /// Behind the recording's end, for what waits in the loop: a handler may have work without end.
 const MOST_TURNS_TO_SETTLE: u32 = 10_000;
 
@@ -43,6 +47,8 @@ pub(super) struct Stage<H: Handler> {
     began: (Timestamp, Timestamp),
     /// When the recording was made, by the clock here.
     end: Timestamp,
+    /// How many turns it may yet take in between.
+    turns_left: usize,
     /// The handler had the loop drain, and it has.
     stopped: bool,
 }
@@ -102,6 +108,7 @@ impl<H: Handler> Stage<H> {
             noted: 0,
             end: began.1 + (recording.time - began.0),
             began,
+            turns_left: MOST_TURNS_BETWEEN.saturating_add(recording.records.len()),
             stopped: false,
             sim,
             reactor,
@@ -132,12 +139,20 @@ impl<H: Handler> Stage<H> {
             let left = at - self.sim.now();
             // The kernel waits for whole milliseconds, and more.
             let whole = left - Duration::from_nanos(u64::from(left.subsec_nanos() % 1_000_000));
-            if self.reactor.has_work() {
-                self.turn(Duration::ZERO)?;
-            } else if whole > Duration::ZERO {
-                self.turn(whole)?;
-            } else {
+            let has_work = self.reactor.has_work();
+            if !has_work && whole == Duration::ZERO {
                 self.sim.advance(left);
+                continue;
+            }
+            self.turns_left = self.turns_left.checked_sub(1).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::TimedOut, "more turns than the recorded loop can have taken")
+            })?;
+            if has_work {
+                // The simulated kernel has no patience with who never waits.
+                self.sim.advance(INSTANT);
+                self.turn(Duration::ZERO)?;
+            } else {
+                self.turn(whole)?;
             }
         }
         Ok(())
