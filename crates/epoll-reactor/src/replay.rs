@@ -129,7 +129,7 @@ impl<'a> Replay<'a> {
     /// Plays it to `handler`, in a loop with `limits`, until the time of the recording. Under
     /// [`PanicPolicy::Propagate`](crate::PanicPolicy::Propagate) a panic of the handler goes on to the caller.
     ///
-    /// [`Limits::recorder`] is raised to what it takes to tell how connections ended. Limits have to be those of the
+    /// [`Limits::recorder`] is at least 1, since what the loop notes tells how connections ended. Limits have to be those of the
     /// recorded loop for it to do the same. Nobody need wait long: but each [`tick`](Limits::tick) of an idle day is a turn.
     ///
     /// # Errors

@@ -376,6 +376,17 @@ fn times_are_those_of_the_recording_and_not_whole_milliseconds() {
     assert!((1_499..1_510).contains(&apart.as_micros()), "{apart:?}");
 }
 
+#[test]
+fn however_much_a_turn_has_to_note_all_of_it_counts() {
+    // Each byte is a read and a callback.
+    let line = [&[b'x'; 40_000][..], b"\n"].concat();
+    let small = Limits { read_buffer: 1, ..limits() };
+    let recording = recording_of(&[(10, 0, Ok(&line)), (20, 1, Ok(b"b\n"))]);
+    let (clients, _) = replay(&recording, small);
+    assert_eq!(clients[0].after, Course { read: 40_001, written: 6, reason: None });
+    assert_eq!(clients[0].after.read, clients[0].before.read);
+}
+
 /// Asks for another turn after each, with what it leaves.
 struct Restless;
 

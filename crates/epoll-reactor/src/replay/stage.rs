@@ -16,9 +16,6 @@ use crate::recorder::{RecordKind, Recording};
 use crate::token::ConnId;
 use crate::turn::Turn;
 
-/// More than one turn has things to note, with the budgets that turns have.
-const RECORDS: usize = 1 << 16;
-
 /// No buffer of the kernel's is ever full.
 const ROOM: usize = usize::MAX / 4;
 
@@ -41,8 +38,6 @@ pub(super) struct Stage<H: Handler> {
     connected: Vec<usize>,
     by_port: HashMap<u16, usize>,
     by_token: HashMap<u64, usize>,
-    /// Records of the loop that have been looked at.
-    noted: u64,
     /// The oldest time of the recording, and what it is here.
     began: (Timestamp, Timestamp),
     /// When the recording was made, by the clock here.
@@ -80,8 +75,9 @@ impl<H: Handler> Stage<H> {
         if let Some(oldest) = oldest {
             set_wall_clock(&sim, recording.wall_at(oldest));
         }
-        let limits = Limits { recorder: limits.recorder.max(RECORDS), ..limits };
+        let limits = Limits { recorder: limits.recorder.max(1), ..limits };
         let mut reactor = Reactor::with_kernel(sim.kernel(), handler, limits)?;
+        reactor.ctx.recorder.take_unseen();
         let loopback = Address::Tcp(([127, 0, 0, 1], 0).into());
         let options = ListenOptions { not_sent_low_water: None, ..ListenOptions::default() };
         let (_, address) = reactor.listen(&loopback, &options)?;
@@ -105,7 +101,6 @@ impl<H: Handler> Stage<H> {
             address,
             by_port: HashMap::new(),
             by_token: HashMap::new(),
-            noted: 0,
             end: began.1 + (recording.time - began.0),
             began,
             turns_left: MOST_TURNS_BETWEEN.saturating_add(recording.records.len()),
@@ -213,8 +208,7 @@ impl<H: Handler> Stage<H> {
 
     /// Finds out what the loop has done with whom.
     fn note_records(&mut self) {
-        let recorder = &self.reactor.ctx.recorder;
-        for record in recorder.since(self.noted) {
+        for record in self.reactor.ctx.recorder.take_unseen() {
             if record.kind() == Some(RecordKind::Accept)
                 && record.extra == 0
                 && let Ok(port) = u16::try_from(record.amount)
@@ -230,7 +224,6 @@ impl<H: Handler> Stage<H> {
                 player.client.after.note(&record);
             }
         }
-        self.noted = recorder.noted();
     }
 }
 
