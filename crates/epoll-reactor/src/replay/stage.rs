@@ -1,6 +1,6 @@
 //! The replay itself: clients on the simulated kernel, who do what the script says at its times, and a loop.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::{Course, Ending, Replayed, ReplayedClient};
 use crate::handler::Handler;
 use crate::limits::Limits;
 use crate::reactor::Reactor;
-use crate::recorder::{RecordKind, Recording};
+use crate::recorder::{Record, RecordKind, Recording};
 use crate::token::ConnId;
 use crate::turn::Turn;
 
@@ -34,8 +34,10 @@ pub(super) struct Stage<H: Handler> {
     reactor: Reactor<H, SimKernel>,
     address: Address,
     players: Vec<Player>,
-    /// Those that have a connection, which are few of many.
-    connected: Vec<usize>,
+    /// By the number of the client's socket: of those that have one, the last that had it.
+    by_socket: HashMap<u32, usize>,
+    /// Those that are to look whether they are done, though nothing has come for them.
+    done: Vec<usize>,
     by_port: HashMap<u16, usize>,
     by_token: HashMap<u64, usize>,
     /// The oldest time of the recording, and what it is here.
@@ -77,7 +79,7 @@ impl<H: Handler> Stage<H> {
         }
         let limits = Limits { recorder: limits.recorder.max(1), ..limits };
         let mut reactor = Reactor::with_kernel(sim.kernel(), handler, limits)?;
-        reactor.ctx.recorder.take_unseen();
+        let _: (Vec<Record>, Vec<u32>) = (reactor.ctx.recorder.take_unseen(), sim.stirred());
         let loopback = Address::Tcp(([127, 0, 0, 1], 0).into());
         let options = ListenOptions { not_sent_low_water: None, ..ListenOptions::default() };
         let (_, address) = reactor.listen(&loopback, &options)?;
@@ -97,7 +99,8 @@ impl<H: Handler> Stage<H> {
         let began = (oldest.map_or(recording.time, |record| record.time), sim.now());
         Ok(Self {
             players: players.collect(),
-            connected: Vec::new(),
+            by_socket: HashMap::new(),
+            done: Vec::new(),
             address,
             by_port: HashMap::new(),
             by_token: HashMap::new(),
@@ -166,13 +169,16 @@ impl<H: Handler> Stage<H> {
     fn perform(&mut self, index: usize, act: Act<'_>) {
         let Some(Player { peer, acts, client }) = self.players.get_mut(index) else { return };
         *acts -= 1;
+        if *acts == 0 {
+            self.done.push(index);
+        }
         match (act, &peer) {
             (Act::Connect, _) => match self.sim.connect(&self.address) {
                 Ok(connected) => {
                     let port = connected.address().as_tcp().map_or(0, |address| address.port());
                     self.by_port.insert(port, index);
+                    self.by_socket.insert(connected.number(), index);
                     *peer = Some(connected);
-                    self.connected.push(index);
                 }
                 Err(errno) => client.ending = Ending::Failed(errno),
             },
@@ -203,7 +209,16 @@ impl<H: Handler> Stage<H> {
 
     /// Has each client take what there is for it.
     fn hear_all(&mut self) {
-        self.connected.retain(|index| self.players.get_mut(*index).is_some_and(Player::hear));
+        for index in self.concerned() {
+            self.players.get_mut(index).into_iter().for_each(Player::hear);
+        }
+    }
+
+    /// Those for whom there may be something: of very many it is a few for each turn.
+    fn concerned(&mut self) -> BTreeSet<usize> {
+        let stirred = self.sim.stirred();
+        let stirred = stirred.iter().filter_map(|number| self.by_socket.get(number).copied());
+        stirred.chain(self.done.drain(..)).collect()
     }
 
     /// Finds out what the loop has done with whom.
@@ -228,8 +243,8 @@ impl<H: Handler> Stage<H> {
 }
 
 impl Player {
-    /// Takes what there is for it; says whether there may be more.
-    fn hear(&mut self) -> bool {
+    /// Takes what there is for it.
+    fn hear(&mut self) {
         while let Some(peer) = &self.peer {
             match peer.recv(usize::MAX) {
                 Received::Bytes(bytes) => self.client.answer.extend(bytes),
@@ -247,7 +262,6 @@ impl Player {
                 }
             }
         }
-        self.peer.is_some()
     }
 }
 
@@ -257,5 +271,61 @@ fn set_wall_clock(sim: &Sim, wall: std::time::SystemTime) {
     match wall.duration_since(now) {
         Ok(ahead) => sim.set_wall_clock(true, ahead),
         Err(behind) => sim.set_wall_clock(false, behind.duration()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::ctx::Ctx;
+    use crate::token::Token;
+
+    struct Echo;
+
+    impl Handler for Echo {
+        type Conn = ();
+        type Message = ();
+
+        fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut (), input: &[u8]) -> usize {
+            assert!(ctx.send(id, input).is_accepted());
+            input.len()
+        }
+    }
+
+    /// A turn in which so many clients connect, and one for each byte of `input`, which they say in turns.
+    fn recording(clients: u32, input: &[u8]) -> Recording {
+        let time = Timestamp::from_nanoseconds(1_000);
+        let record = |kind, index| Record { time, ..Record::new(kind, Some(Token::new(index, 1))) };
+        let turn = Record { time, ..Record::new(RecordKind::Turn, None) };
+        let mut records: Vec<_> = (0..clients).map(|index| record(RecordKind::Accept, index)).collect();
+        records.push(turn);
+        for (place, index) in (0..input.len() as u64).zip((0..clients).cycle()) {
+            let read = record(RecordKind::Read, index);
+            records.extend([Record { duration: place, amount: 1, extra: 1, ..read }, turn]);
+        }
+        let (wall, input) = (SystemTime::UNIX_EPOCH, input.to_vec());
+        Recording { worker: 0, overwritten: 0, time, wall, records, input }
+    }
+
+    fn stage(recording: &Recording, script: &Script<'_>) -> Stage<Echo> {
+        Stage::new(recording, script, Echo, Limits::default()).unwrap()
+    }
+
+    /// Else a recording of many clients that are open takes the square of its length.
+    #[test]
+    fn of_many_clients_those_are_looked_at_that_have_been_answered() {
+        let recording = recording(60, b"abc");
+        let script = Script::new(&recording);
+        let mut stage = stage(&recording, &script);
+        let mut looked_at = Vec::new();
+        for scene in &script.turns {
+            stage.play_scene(scene).unwrap();
+            stage.sim.advance(INSTANT);
+            looked_at.push(stage.concerned());
+        }
+        let [_, answered @ ..] = &looked_at[..] else { panic!("{looked_at:?}") };
+        assert_eq!(answered, [0, 1, 2].map(|index| BTreeSet::from([index])));
     }
 }
