@@ -135,6 +135,7 @@ impl<'a> Replay<'a> {
     /// # Errors
     /// Limits that contradict each other (`InvalidInput`). Between the recorded turns there would be more than a million others,
     /// and one for each record (`TimedOut`): of a tick that is too short, or a handler that is never done.
+    /// Clients are answered more than a gibibyte (`QuotaExceeded`).
     pub fn run<H: Handler>(&self, handler: H, limits: Limits) -> io::Result<Replayed> {
         Stage::new(self.recording, &self.script, handler, limits)?.play(&self.script)
     }

@@ -26,6 +26,9 @@ const INSTANT: Duration = Duration::from_nanos(1);
 /// that has other limits, or a file that somebody has made up, takes more.
 const MOST_TURNS_BETWEEN: usize = 1_000_000;
 
+/// Bytes that clients may be answered, all together, since all of it is kept: a few requests may be for files of any size.
+const MOST_ANSWERED: usize = 1 << 30;
+
 /// Behind the recording's end, for what waits in the loop: a handler may have work without end.
 const MOST_TURNS_TO_SETTLE: u32 = 10_000;
 
@@ -46,6 +49,8 @@ pub(super) struct Stage<H: Handler> {
     end: Timestamp,
     /// How many turns it may yet take in between.
     turns_left: usize,
+    /// How many bytes clients may yet be answered.
+    answers_left: usize,
     /// The handler had the loop drain, and it has.
     stopped: bool,
 }
@@ -107,6 +112,7 @@ impl<H: Handler> Stage<H> {
             end: began.1 + (recording.time - began.0),
             began,
             turns_left: MOST_TURNS_BETWEEN.saturating_add(recording.records.len()),
+            answers_left: MOST_ANSWERED,
             stopped: false,
             sim,
             reactor,
@@ -126,7 +132,7 @@ impl<H: Handler> Stage<H> {
             self.turn(Duration::from_millis(1))?;
         }
         self.sim.advance(INSTANT);
-        self.hear_all();
+        self.hear_all()?;
         let panics = self.reactor.ctx.metrics.panics.get();
         Ok(Replayed { clients: self.players.into_iter().map(|player| player.client).collect(), panics })
     }
@@ -159,7 +165,7 @@ impl<H: Handler> Stage<H> {
     /// What one turn found, for one turn.
     fn play_scene(&mut self, scene: &Scene<'_>) -> io::Result<()> {
         self.sim.advance(INSTANT);
-        self.hear_all();
+        self.hear_all()?;
         for (client, act) in &scene.acts {
             self.perform(*client, *act);
         }
@@ -202,16 +208,20 @@ impl<H: Handler> Stage<H> {
         if !self.stopped {
             self.stopped = self.reactor.turn(Some(longest))? != Turn::Continue;
             self.note_records();
-            self.hear_all();
+            self.hear_all()?;
         }
         Ok(())
     }
 
     /// Has each client take what there is for it.
-    fn hear_all(&mut self) {
+    fn hear_all(&mut self) -> io::Result<()> {
         for index in self.concerned() {
-            self.players.get_mut(index).into_iter().for_each(Player::hear);
+            let heard = self.players.get_mut(index).map_or(0, Player::hear);
+            self.answers_left = self.answers_left.checked_sub(heard).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::QuotaExceeded, "the answers are too much to keep")
+            })?;
         }
+        Ok(())
     }
 
     /// Those for whom there may be something: of very many it is a few for each turn.
@@ -243,8 +253,9 @@ impl<H: Handler> Stage<H> {
 }
 
 impl Player {
-    /// Takes what there is for it.
-    fn hear(&mut self) {
+    /// Takes what there is for it, and says how many bytes that is.
+    fn hear(&mut self) -> usize {
+        let before = self.client.answer.len();
         while let Some(peer) = &self.peer {
             match peer.recv(usize::MAX) {
                 Received::Bytes(bytes) => self.client.answer.extend(bytes),
@@ -262,6 +273,7 @@ impl Player {
                 }
             }
         }
+        self.client.answer.len() - before
     }
 }
 
@@ -327,5 +339,16 @@ mod tests {
         }
         let [_, answered @ ..] = &looked_at[..] else { panic!("{looked_at:?}") };
         assert_eq!(answered, [0, 1, 2].map(|index| BTreeSet::from([index])));
+    }
+
+    #[test]
+    fn answers_that_are_too_much_to_keep_are_an_error() {
+        let recording = recording(3, b"abcdefg");
+        let script = Script::new(&recording);
+        for (most, expected) in [(7, None), (6, Some(io::ErrorKind::QuotaExceeded))] {
+            let mut stage = stage(&recording, &script);
+            stage.answers_left = most;
+            assert_eq!(stage.play(&script).err().map(|error| error.kind()), expected, "{most}");
+        }
     }
 }
