@@ -423,6 +423,15 @@ fn who_finds_no_room_this_time_is_not_let_in() {
     assert_eq!(clients[1].after, Course::default());
 }
 
+/// Which addresses clients had is not in a recording.
+#[test]
+fn those_who_came_from_several_addresses_are_let_in() {
+    let recording = recording_of(&[(10, 0, Ok(b"a\n")), (20, 1, Ok(b"b\n"))]);
+    let one_each = Limits { connections_per_address: 1, ..limits() };
+    let (clients, _) = replay(&recording, one_each);
+    assert!(clients.iter().all(|client| client.replayed.is_some() && client.answer == b"1\n"), "{clients:?}");
+}
+
 #[test]
 fn a_callback_that_panicked_panics_again() {
     for there in [PanicPolicy::CloseConnection, PanicPolicy::Propagate] {

@@ -82,7 +82,9 @@ impl<H: Handler> Stage<H> {
         if let Some(oldest) = oldest {
             set_wall_clock(&sim, recording.wall_at(oldest));
         }
-        let limits = Limits { recorder: limits.recorder.max(1), ..limits };
+        let recorder = limits.recorder.max(1);
+        // Who was let in then may have come from any number of addresses.
+        let limits = Limits { recorder, connections_per_address: usize::MAX, ..limits };
         let mut reactor = Reactor::with_kernel(sim.kernel(), handler, limits)?;
         let _: (Vec<Record>, Vec<u32>) = (reactor.ctx.recorder.take_unseen(), sim.stirred());
         let loopback = Address::Tcp(([127, 0, 0, 1], 0).into());
