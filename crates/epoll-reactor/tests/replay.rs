@@ -413,6 +413,21 @@ fn what_takes_too_many_turns_is_an_error() {
     }
 }
 
+/// Else who is closed for what it says has been read less of.
+#[test]
+fn each_read_has_as_much_as_there_is_room_for() {
+    let line = [&[b'x'; 149_999][..], b"\n"].concat();
+    let recording = recording_of(&[(10, 0, Ok(&line))]);
+    let limits = Limits { input: 1 << 20, ..limits() };
+    let room = limits.read_buffer;
+    let (_, calls) = replay(&recording, limits);
+    let lengths: Vec<_> = calls
+        .iter()
+        .filter_map(|it| if let Call::Data(_, input) = it { Some(input.len()) } else { None })
+        .collect();
+    assert_eq!(lengths, [room, 2 * room, 150_000], "of what is left and what is read behind it");
+}
+
 #[test]
 fn who_finds_no_room_this_time_is_not_let_in() {
     let recording = recording_of(&[(10, 0, Ok(b"a\n")), (20, 1, Ok(b"b\n"))]);

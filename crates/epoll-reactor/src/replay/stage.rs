@@ -73,6 +73,7 @@ impl<H: Handler> Stage<H> {
         let network = Network {
             latency: (Duration::ZERO, Duration::ZERO),
             gap: (Duration::ZERO, Duration::ZERO),
+            segment: (ROOM, ROOM),
             send_buffer: (ROOM, ROOM),
             receive_buffer: (ROOM, ROOM),
             ..Network::steady()
