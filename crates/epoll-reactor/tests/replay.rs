@@ -352,6 +352,26 @@ fn who_resets_has_heard_what_was_said_to_it_before() {
     assert_eq!(clients[0].after.reason, Some(CloseReason::Reset));
 }
 
+/// It was known of only when the answer had gone.
+#[test]
+fn who_resets_in_the_turn_in_which_it_was_answered_is_answered() {
+    let mut recording = recording_of(&[(10, 0, Ok(b"a\n")), (10, 0, Err(Errno::ECONNRESET))]);
+    recording.records.remove(4);
+    let (clients, calls) = replay(&recording, limits());
+    assert_eq!(clients[0].after, Course { read: 2, written: 2, reason: Some(CloseReason::Reset) });
+    assert_eq!((&clients[0].answer[..], clients[0].ending), (&b"1\n"[..], Ending::Reset));
+    assert_eq!(calls.len(), 4, "{calls:?}");
+    // Unless it was the answer that found out.
+    let write = Record { code: 7, ..recording.records[4] };
+    recording.records[4] = Record { detail: u16::try_from(Errno::EPIPE as i32).unwrap(), ..write };
+    let close = Record { code: 8, extra: 2, ..write };
+    assert_eq!(close.close_reason(), Some(CloseReason::Reset));
+    recording.records.insert(5, close);
+    let (clients, _) = replay(&recording, limits());
+    assert_eq!(clients[0].after, Course { read: 2, written: 0, reason: Some(CloseReason::Reset) });
+    assert_eq!(clients[0].after, clients[0].before);
+}
+
 #[test]
 fn a_turn_that_leaves_work_has_others_behind_it_before_what_came_later_and_at_the_end() {
     let slow = Limits { read_buffer: 1, read_budget: 1, ..limits() };

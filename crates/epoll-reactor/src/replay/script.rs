@@ -50,6 +50,10 @@ pub(super) enum Act<'a> {
 struct Draft {
     role: Role,
     left_out: Option<LeftOutReason>,
+    /// The turn in which it last sent something.
+    sent_in: Option<usize>,
+    /// A write has found out that it is no more.
+    write_failed: bool,
     /// Nothing comes after that.
     is_reset: bool,
 }
@@ -74,7 +78,7 @@ impl<'a> Script<'a> {
     pub(super) fn new(recording: &'a Recording) -> Self {
         let mut drafts: Vec<Draft> = Vec::new();
         let mut indexes = HashMap::new();
-        // Each with the number of its turn, and the draft that it is of.
+        // Each with twice the number of its turn, and the draft that it is of; what is odd comes behind that turn.
         let mut acts: Vec<(usize, Timestamp, usize, Act<'a>)> = Vec::new();
         let mut turn = 0;
         let mut input = InputInOrder { recording, taken: 0 };
@@ -102,9 +106,12 @@ impl<'a> Script<'a> {
             let Some(draft) = drafts.get_mut(index) else { continue };
             draft.role.course.note(record);
             if let Some(act) = draft.act(&mut input, record, kind, is_new) {
-                acts.push((turn, record.time, index, act));
+                let is_late = draft.is_late(turn, act);
+                acts.push((2 * turn + usize::from(is_late), record.time, index, act));
             }
         }
+        // A stable sort: the order within a turn stays.
+        acts.sort_by_key(|(turn, ..)| *turn);
         Self::cast(&drafts, acts)
     }
 
@@ -145,7 +152,8 @@ impl Draft {
             _ => Some(LeftOutReason::NotAccepted),
         };
         let connection = ConnId::from_u64(record.token);
-        Self { role: Role { connection, course: Course::default(), acts: 0 }, left_out, is_reset: false }
+        let role = Role { connection, course: Course::default(), acts: 0 };
+        Self { role, left_out, sent_in: None, write_failed: false, is_reset: false }
     }
 
     /// What the client has done, for the loop to have noted that.
@@ -170,6 +178,11 @@ impl Draft {
                     return None;
                 }
             },
+            RecordKind::Write => {
+                self.write_failed |=
+                    record.detail != 0 && Errno::from_raw(record.detail.into()) != Errno::EAGAIN;
+                return None;
+            }
             // A write has found out, or an event.
             RecordKind::Close => match record.close_reason() {
                 Some(CloseReason::Reset | CloseReason::Error(_)) => Act::Reset,
@@ -180,6 +193,15 @@ impl Draft {
         let is_too_late = self.is_reset;
         self.is_reset |= act == Act::Reset;
         (!is_too_late).then_some(act)
+    }
+
+    /// Whether `act`, which was found in `turn`, had not been done when that began: a reset in the middle of it, when what was
+    /// said in it had been answered. Else the simulated kernel would refuse the answer.
+    fn is_late(&mut self, turn: usize, act: Act<'_>) -> bool {
+        if matches!(act, Act::Send(_)) {
+            self.sent_in = Some(turn);
+        }
+        act == Act::Reset && self.sent_in == Some(turn) && !self.write_failed
     }
 }
 
