@@ -357,19 +357,21 @@ fn who_resets_has_heard_what_was_said_to_it_before() {
 fn who_resets_in_the_turn_in_which_it_was_answered_is_answered() {
     let mut recording = recording_of(&[(10, 0, Ok(b"a\n")), (10, 0, Err(Errno::ECONNRESET))]);
     recording.records.remove(4);
+    let write = Record { code: 7, ..recording.records[4] };
+    recording.records.insert(4, Record { amount: 2, detail: 0, ..write });
     let (clients, calls) = replay(&recording, limits());
     assert_eq!(clients[0].after, Course { read: 2, written: 2, reason: Some(CloseReason::Reset) });
     assert_eq!((&clients[0].answer[..], clients[0].ending), (&b"1\n"[..], Ending::Reset));
     assert_eq!(calls.len(), 4, "{calls:?}");
-    // Unless it was the answer that found out.
-    let write = Record { code: 7, ..recording.records[4] };
-    recording.records[4] = Record { detail: u16::try_from(Errno::EPIPE as i32).unwrap(), ..write };
+    // Unless it was the answer that found out, or none was tried any more.
     let close = Record { code: 8, extra: 2, ..write };
     assert_eq!(close.close_reason(), Some(CloseReason::Reset));
-    recording.records.insert(5, close);
-    let (clients, _) = replay(&recording, limits());
-    assert_eq!(clients[0].after, Course { read: 2, written: 0, reason: Some(CloseReason::Reset) });
-    assert_eq!(clients[0].after, clients[0].before);
+    for found in [write, close] {
+        recording.records.splice(4..6, [found, close]);
+        let (clients, _) = replay(&recording, limits());
+        assert_eq!(clients[0].after, Course { read: 2, written: 0, reason: Some(CloseReason::Reset) });
+        assert_eq!(clients[0].after, clients[0].before);
+    }
 }
 
 #[test]

@@ -52,8 +52,8 @@ struct Draft {
     left_out: Option<LeftOutReason>,
     /// The turn in which it last sent something.
     sent_in: Option<usize>,
-    /// A write has found out that it is no more.
-    write_failed: bool,
+    /// The turn in which it was last answered after that.
+    answered_in: Option<usize>,
     /// Nothing comes after that.
     is_reset: bool,
 }
@@ -105,6 +105,9 @@ impl<'a> Script<'a> {
             };
             let Some(draft) = drafts.get_mut(index) else { continue };
             draft.role.course.note(record);
+            if kind == RecordKind::Write && record.detail == 0 && draft.sent_in == Some(turn) {
+                draft.answered_in = Some(turn);
+            }
             if let Some(act) = draft.act(&mut input, record, kind, is_new) {
                 let is_late = draft.is_late(turn, act);
                 acts.push((2 * turn + usize::from(is_late), record.time, index, act));
@@ -153,7 +156,7 @@ impl Draft {
         };
         let connection = ConnId::from_u64(record.token);
         let role = Role { connection, course: Course::default(), acts: 0 };
-        Self { role, left_out, sent_in: None, write_failed: false, is_reset: false }
+        Self { role, left_out, sent_in: None, answered_in: None, is_reset: false }
     }
 
     /// What the client has done, for the loop to have noted that.
@@ -178,11 +181,6 @@ impl Draft {
                     return None;
                 }
             },
-            RecordKind::Write => {
-                self.write_failed |=
-                    record.detail != 0 && Errno::from_raw(record.detail.into()) != Errno::EAGAIN;
-                return None;
-            }
             // A write has found out, or an event.
             RecordKind::Close => match record.close_reason() {
                 Some(CloseReason::Reset | CloseReason::Error(_)) => Act::Reset,
@@ -201,7 +199,7 @@ impl Draft {
         if matches!(act, Act::Send(_)) {
             self.sent_in = Some(turn);
         }
-        act == Act::Reset && self.sent_in == Some(turn) && !self.write_failed
+        act == Act::Reset && self.answered_in == Some(turn)
     }
 }
 
