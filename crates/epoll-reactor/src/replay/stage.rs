@@ -222,7 +222,10 @@ impl<H: Handler> Stage<H> {
         for index in self.concerned() {
             let heard = self.players.get_mut(index).map_or(0, Player::hear);
             self.answers_left = self.answers_left.checked_sub(heard).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::QuotaExceeded, "the answers are too much to keep")
+                io::Error::new(
+                    io::ErrorKind::QuotaExceeded,
+                    "the answers are more than a gibibyte, and all of them are kept",
+                )
             })?;
         }
         Ok(())
