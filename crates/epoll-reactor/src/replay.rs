@@ -97,6 +97,8 @@ mod stage;
 /// - The turn in which the recording was made is played to its end, so who was about to be closed may be.
 /// - Clients take what they are sent at once, and end their side when they have heard the end of the server's and said all
 ///   that is recorded: one that did not read, or that went on sending to a server that had hung up, does not come back.
+/// - Whoever reset in the middle of a turn, when something had been written to it, does so at its end: what a write of that turn
+///   failed at may be written.
 /// - All of them connect by TCP from `127.0.0.1`, to one listener; [`Limits::connections_per_address`] does not count.
 /// - There is one loop. Messages of other threads, signals, a drain, [watched](crate::Reactor::watch) descriptors and what
 ///   outbound connections brought are not in a recording.
