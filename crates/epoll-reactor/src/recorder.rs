@@ -199,6 +199,9 @@ pub(crate) struct Recorder {
     /// Where the next one goes.
     next: usize,
     noted: u64,
+    /// Of whoever looks at each, all since it last did: a turn may note more than there is room for.
+    #[cfg(feature = "sim")]
+    unseen: Option<Vec<Record>>,
     /// The last reading of the clock.
     pub(crate) now: Timestamp,
     /// It is read before each callback: it is on, or the loop is overloaded.
@@ -209,7 +212,16 @@ impl Recorder {
     /// One with room for `capacity` records, and for `input` bytes of what is read; with no records it is off.
     pub(crate) fn new(capacity: usize, input: usize, now: Timestamp) -> Self {
         let records = vec![Record::new(RecordKind::Turn, None); capacity].into();
-        Self { records, capture: Capture::new(input), next: 0, noted: 0, now, is_timed: capacity > 0 }
+        Self {
+            records,
+            capture: Capture::new(input),
+            next: 0,
+            noted: 0,
+            #[cfg(feature = "sim")]
+            unseen: None,
+            now,
+            is_timed: capacity > 0,
+        }
     }
 
     #[inline]
@@ -223,6 +235,8 @@ impl Recorder {
     }
 
     fn note_at(&mut self, record: Record) {
+        #[cfg(feature = "sim")]
+        self.unseen.iter_mut().for_each(|unseen| unseen.push(record));
         if let Some(place) = self.records.get_mut(self.next) {
             *place = record;
             self.noted += 1;
@@ -336,16 +350,10 @@ impl Recorder {
         Some(recording)
     }
 
-    /// How many records there have been, ever.
+    /// All records since this was last called, however many; from the first call on they are kept for that.
     #[cfg(feature = "sim")]
-    pub(crate) const fn noted(&self) -> u64 {
-        self.noted
-    }
-
-    /// Those noted since there were `noted`, as far as they are there still.
-    #[cfg(feature = "sim")]
-    pub(crate) fn since(&self, noted: u64) -> impl Iterator<Item = Record> {
-        self.newest(usize::try_from(self.noted - noted).unwrap_or(usize::MAX))
+    pub(crate) fn take_unseen(&mut self) -> Vec<Record> {
+        self.unseen.replace(Vec::new()).unwrap_or_default()
     }
 
     /// The last `count` records, or as many as there is room for, in their order.

@@ -307,6 +307,12 @@ impl<M, F> Shared<M, F> {
     /// Accepts no more messages and drops those that no loop will take any more, though others hold a way in to it. Clients
     /// that wait are closed.
     pub(crate) fn abandon(&self) {
+        // Not under the lock, and last: what a message does when it is dropped is its own affair.
+        drop(self.end());
+    }
+
+    /// The same, but the caller drops what is left.
+    pub(crate) fn end(&self) -> impl Sized + use<M, F> {
         let left = {
             let mut queue = self.lock();
             queue.closed = true;
@@ -314,8 +320,7 @@ impl<M, F> Shared<M, F> {
             (handed, std::mem::take(&mut queue.messages), std::mem::take(&mut queue.inspections))
         };
         self.metrics.note_phase(LoopPhase::Ended);
-        // Not under the lock, and last: what a message does when it is dropped is its own affair.
-        drop(left);
+        left
     }
 
     /// A sender that panicked while it held the lock had done nothing by halves: its message is in or not.

@@ -97,7 +97,9 @@ mod stage;
 /// - The turn in which the recording was made is played to its end, so who was about to be closed may be.
 /// - Clients take what they are sent at once, and end their side when they have heard the end of the server's and said all
 ///   that is recorded: one that did not read, or that went on sending to a server that had hung up, does not come back.
-/// - All of them connect by TCP from `127.0.0.1`, to one listener.
+/// - Whoever reset in the middle of a turn, when something had been written to it, does so at its end: what a write of that turn
+///   failed at may be written.
+/// - All of them connect by TCP from `127.0.0.1`, to one listener; [`Limits::connections_per_address`] does not count.
 /// - There is one loop. Messages of other threads, signals, a drain, [watched](crate::Reactor::watch) descriptors and what
 ///   outbound connections brought are not in a recording.
 /// - Ticks are counted from the beginning of the replay.
@@ -129,11 +131,13 @@ impl<'a> Replay<'a> {
     /// Plays it to `handler`, in a loop with `limits`, until the time of the recording. Under
     /// [`PanicPolicy::Propagate`](crate::PanicPolicy::Propagate) a panic of the handler goes on to the caller.
     ///
-    /// [`Limits::recorder`] is raised to what it takes to tell how connections ended. Limits have to be those of the
+    /// [`Limits::recorder`] is at least 1, since what the loop notes tells how connections ended. Limits have to be those of the
     /// recorded loop for it to do the same. Nobody need wait long: but each [`tick`](Limits::tick) of an idle day is a turn.
     ///
     /// # Errors
-    /// Limits that contradict each other (`InvalidInput`).
+    /// Limits that contradict each other (`InvalidInput`). Between the recorded turns there would be more than a million others,
+    /// and one for each record (`TimedOut`): of a tick that is too short, or a handler that is never done.
+    /// Clients are answered more than a gibibyte (`QuotaExceeded`).
     pub fn run<H: Handler>(&self, handler: H, limits: Limits) -> io::Result<Replayed> {
         Stage::new(self.recording, &self.script, handler, limits)?.play(&self.script)
     }

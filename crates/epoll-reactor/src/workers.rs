@@ -123,7 +123,9 @@ struct WaysIn<M>(Arc<[Remote<M>]>);
 
 impl<M> Drop for WaysIn<M> {
     fn drop(&mut self) {
-        self.0.iter().for_each(|remote| remote.shared().abandon());
+        // All of them first: to drop what is left may be a panic of a message.
+        let left: Vec<_> = self.0.iter().map(|remote| remote.shared().end()).collect();
+        drop(left);
     }
 }
 

@@ -352,6 +352,28 @@ fn who_resets_has_heard_what_was_said_to_it_before() {
     assert_eq!(clients[0].after.reason, Some(CloseReason::Reset));
 }
 
+/// It was known of only when the answer had gone.
+#[test]
+fn who_resets_in_the_turn_in_which_it_was_answered_is_answered() {
+    let mut recording = recording_of(&[(10, 0, Ok(b"a\n")), (10, 0, Err(Errno::ECONNRESET))]);
+    recording.records.remove(4);
+    let write = Record { code: 7, ..recording.records[4] };
+    recording.records.insert(4, Record { amount: 2, detail: 0, ..write });
+    let (clients, calls) = replay(&recording, limits());
+    assert_eq!(clients[0].after, Course { read: 2, written: 2, reason: Some(CloseReason::Reset) });
+    assert_eq!((&clients[0].answer[..], clients[0].ending), (&b"1\n"[..], Ending::Reset));
+    assert_eq!(calls.len(), 4, "{calls:?}");
+    // Unless it was the answer that found out, or none was tried any more.
+    let close = Record { code: 8, extra: 2, ..write };
+    assert_eq!(close.close_reason(), Some(CloseReason::Reset));
+    for found in [write, close] {
+        recording.records.splice(4..6, [found, close]);
+        let (clients, _) = replay(&recording, limits());
+        assert_eq!(clients[0].after, Course { read: 2, written: 0, reason: Some(CloseReason::Reset) });
+        assert_eq!(clients[0].after, clients[0].before);
+    }
+}
+
 #[test]
 fn a_turn_that_leaves_work_has_others_behind_it_before_what_came_later_and_at_the_end() {
     let slow = Limits { read_buffer: 1, read_budget: 1, ..limits() };
@@ -377,6 +399,58 @@ fn times_are_those_of_the_recording_and_not_whole_milliseconds() {
 }
 
 #[test]
+fn however_much_a_turn_has_to_note_all_of_it_counts() {
+    // Each byte is a read and a callback.
+    let line = [&[b'x'; 40_000][..], b"\n"].concat();
+    let small = Limits { read_buffer: 1, ..limits() };
+    let recording = recording_of(&[(10, 0, Ok(&line)), (20, 1, Ok(b"b\n"))]);
+    let (clients, _) = replay(&recording, small);
+    assert_eq!(clients[0].after, Course { read: 40_001, written: 6, reason: None });
+    assert_eq!(clients[0].after.read, clients[0].before.read);
+}
+
+/// Asks for another turn after each, with what it leaves.
+struct Restless;
+
+impl Handler for Restless {
+    type Conn = ();
+    type Message = ();
+
+    fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, (): &mut (), _: &[u8]) -> usize {
+        ctx.read_again(id);
+        0
+    }
+}
+
+/// A short file could take a tick for each millisecond of centuries, or a turn for each microsecond.
+#[test]
+fn what_takes_too_many_turns_is_an_error() {
+    let mut recording = recording_of(&[(10, 0, Ok(b"a\n"))]);
+    recording.time = Timestamp::from_nanoseconds(u64::MAX);
+    let replay = Replay::new(&recording);
+    let ticks = Limits { tick: Some(Duration::from_millis(1)), ..limits() };
+    for result in [replay.run(Restless, limits()), replay.run(Lines::default(), ticks)] {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    }
+}
+
+/// Else who is closed for what it says has been read less of.
+#[test]
+fn each_read_has_as_much_as_there_is_room_for() {
+    let line = [&[b'x'; 149_999][..], b"\n"].concat();
+    let recording = recording_of(&[(10, 0, Ok(&line))]);
+    let limits = Limits { input: 1 << 20, ..limits() };
+    let room = limits.read_buffer;
+    let (_, calls) = replay(&recording, limits);
+    let lengths: Vec<_> = calls
+        .iter()
+        .filter_map(|it| if let Call::Data(_, input) = it { Some(input.len()) } else { None })
+        .collect();
+    assert_eq!(lengths, [room, 2 * room, 150_000], "of what is left and what is read behind it");
+}
+
+#[test]
 fn who_finds_no_room_this_time_is_not_let_in() {
     let recording = recording_of(&[(10, 0, Ok(b"a\n")), (20, 1, Ok(b"b\n"))]);
     let one = Limits { connections: 1, refusal: b"full\n", ..limits() };
@@ -384,6 +458,15 @@ fn who_finds_no_room_this_time_is_not_let_in() {
     assert!(clients[0].replayed.is_some() && clients[0].answer == b"1\n", "{clients:?}");
     assert_eq!((clients[1].replayed, &clients[1].answer[..]), (None, &b"full\n"[..]));
     assert_eq!(clients[1].after, Course::default());
+}
+
+/// Which addresses clients had is not in a recording.
+#[test]
+fn those_who_came_from_several_addresses_are_let_in() {
+    let recording = recording_of(&[(10, 0, Ok(b"a\n")), (20, 1, Ok(b"b\n"))]);
+    let one_each = Limits { connections_per_address: 1, ..limits() };
+    let (clients, _) = replay(&recording, one_each);
+    assert!(clients.iter().all(|client| client.replayed.is_some() && client.answer == b"1\n"), "{clients:?}");
 }
 
 #[test]
@@ -450,6 +533,21 @@ fn who_is_not_all_there_is_left_out_and_named() {
     assert_eq!((client.recorded, client.answer.as_slice()), (opened[2], &b"2\n"[..]));
     let told: Vec<_> = replay.left_out().iter().map(ToString::to_string).collect();
     assert_eq!(told[1], format!("connection {}: what it sent was not kept, or not all of it", opened[1]));
+}
+
+/// A small file could stand for more than there is memory.
+#[test]
+fn no_byte_that_is_kept_is_sent_twice() {
+    let mut recording = recording_of(&[(10, 0, Ok(b"a\n")), (20, 1, Ok(b"b\n")), (30, 0, Ok(b"c\n"))]);
+    let of_one = recording.records.iter().position(|it| recording.input_of(it) == Some(b"b\n")).unwrap();
+    // One byte of what came before.
+    recording.records[of_one].duration = 1;
+    let replay = Replay::new(&recording);
+    let left_out: Vec<_> = replay.left_out().iter().map(|it| it.reason).collect();
+    assert_eq!(left_out, [LeftOutReason::InputLost]);
+    let replayed = replay.run(Lines::default(), limits()).unwrap();
+    let [client] = &replayed.clients[..] else { panic!("{replayed:?}") };
+    assert_eq!((&client.sent[..], &client.answer[..]), (&b"a\nc\n"[..], &b"1\n1\n"[..]));
 }
 
 #[test]
@@ -588,6 +686,8 @@ proptest! {
         let replay = Replay::new(&recording);
         let replayed = replay.run(Lines::default(), limits()).unwrap();
         prop_assert_eq!(replayed.clients.len(), replay.clients());
+        let sent: usize = replayed.clients.iter().map(|client| client.sent.len()).sum();
+        prop_assert!(sent <= recording.input.len(), "{sent} bytes are sent of {}", recording.input.len());
         for client in &replayed.clients {
             prop_assert!(client.after.read <= client.sent.len() as u64);
             prop_assert!(client.answer.len() as u64 <= client.after.written);

@@ -15,6 +15,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::num::NonZeroUsize;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -367,6 +368,22 @@ fn whatever_a_message_does_when_it_is_dropped_the_end_of_its_loop_is_heard_of() 
 }
 
 #[test]
+fn whatever_a_message_does_when_it_is_dropped_all_loops_that_never_run_have_ended() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    let workers = Workers::new(NonZeroUsize::new(3).unwrap(), Limits::default()).unwrap();
+    let remotes = Arc::clone(workers.remotes());
+    assert!(remotes[0].send(Bomb).is_ok());
+    let panic = catch_unwind(AssertUnwindSafe(|| drop(workers))).unwrap_err();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"dropped"));
+    assert!(remotes.iter().all(|remote| remote.metrics().read().phase == LoopPhase::Ended));
+}
+
+#[test]
 fn loops_that_never_run_have_ended() {
     for runs in [true, false] {
         let workers = workers(2, Limits::default());
@@ -395,7 +412,7 @@ fn a_panic_of_the_one_who_is_told_ends_the_loops_first() {
     let address = listen(&mut workers);
     let (make, _told) = factory(true);
     let mut clients = Vec::new();
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let panic = catch_unwind(AssertUnwindSafe(|| {
         let end = workers.run(make, |_| {
             clients = one_each(&address, 2);
             panic!("on purpose");

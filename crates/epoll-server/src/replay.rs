@@ -75,12 +75,13 @@ fn write(
 }
 
 fn write_client(client: &ReplayedClient, output: &mut impl Write) -> io::Result<()> {
-    let ReplayedClient { recorded, before, after, .. } = client;
-    write!(output, "connection {recorded}: {}", in_words(after))?;
-    if after == before {
-        writeln!(output, ", as recorded")?;
-    } else {
-        writeln!(output, "; recorded: {}", in_words(before))?;
+    let ReplayedClient { recorded, replayed, before, after, .. } = client;
+    write!(output, "connection {recorded}: ")?;
+    match replayed {
+        // It has done nothing, but that is not what was recorded.
+        None => writeln!(output, "not let in; recorded: {}", in_words(before))?,
+        Some(_) if after == before => writeln!(output, "{}, as recorded", in_words(after))?,
+        Some(_) => writeln!(output, "{}; recorded: {}", in_words(after), in_words(before))?,
     }
     for (mark, bytes) in [('>', &client.sent), ('<', &client.answer)] {
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -97,6 +98,8 @@ fn in_words(course: &Course) -> String {
 
 #[cfg(test)]
 mod tests {
+    use epoll_reactor::ConnId;
+
     use super::*;
 
     #[test]
@@ -110,6 +113,26 @@ mod tests {
             share_of(&limits, &recording, count).unwrap().connections
         };
         assert_eq!([share(0, 3), share(1, 3), share(0, 1), share(u32::MAX, 3)], [4, 3, 10, 3]);
+    }
+
+    #[test]
+    fn who_was_not_let_in_has_not_gone_as_recorded() {
+        let connection = ConnId::from_u64(1 << 32 | 7);
+        let told = |replayed| {
+            let (sent, answer) = (Vec::new(), b"full\n".to_vec());
+            let (before, after) = (Course::default(), Course::default());
+            let ending = epoll_reactor::sim::Ending::Ended;
+            let client =
+                ReplayedClient { recorded: connection, replayed, sent, answer, ending, before, after };
+            let mut output = Vec::new();
+            write_client(&client, &mut output).unwrap();
+            String::from_utf8(output).unwrap()
+        };
+        let course = "0 bytes read, 0 written, open";
+        let expected = format!("connection 7.1: not let in; recorded: {course}\n  < full\\n\n");
+        assert_eq!(told(None), expected);
+        let expected = format!("connection 7.1: {course}, as recorded\n  < full\\n\n");
+        assert_eq!(told(Some(connection)), expected);
     }
 
     #[test]

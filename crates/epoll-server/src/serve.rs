@@ -146,7 +146,8 @@ fn ask_for_traces<M: Send>(file: &TraceFile, remotes: &[Remote<M>]) {
                 busy.as_secs()
             );
         }
-        if let Err(error) = remote.inspect(file.writing(index)) {
+        let asked = file.writing(index).map(|writing| remote.inspect(writing));
+        if let Some(Err(error)) = asked {
             log::warn!("loop {index} cannot be asked for what it did: {error}");
         }
     }

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use epoll_reactor::{Ctx, Recording};
@@ -30,6 +30,8 @@ pub(crate) struct TraceFile {
 
 struct OfLoop {
     path: PathBuf,
+    /// Somebody is about to have it written.
+    asked: AtomicBool,
     /// When a panic was last the reason, in nanoseconds of the loop's clock; 0 for never.
     panicked: AtomicU64,
 }
@@ -55,7 +57,7 @@ impl TraceFile {
             if loops > 1 {
                 path.push(format!(".{index}"));
             }
-            OfLoop { path: path.into(), panicked: AtomicU64::new(0) }
+            OfLoop { path: path.into(), asked: AtomicBool::new(false), panicked: AtomicU64::new(0) }
         };
         Self { files: (0..loops).map(path_of).collect() }
     }
@@ -76,10 +78,18 @@ impl TraceFile {
         }
     }
 
-    /// The same, for whoever is to call it on the loop's thread.
-    pub(crate) fn writing(&self, index: usize) -> impl FnOnce(&Ctx) + Send + use<> {
-        let file = self.clone();
-        move |ctx| file.write(index, ctx)
+    /// The same, for whoever is to call it on the loop's thread; `None` if somebody is about to. A loop that is held up has
+    /// only one to write then, however often it has been asked meanwhile.
+    pub(crate) fn writing(&self, index: usize) -> Option<impl FnOnce(&Ctx) + Send + use<>> {
+        if self.files.get(index)?.asked.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let asked = Asked { file: self.clone(), index };
+        Some(move |ctx: &Ctx| {
+            let file = asked.file.clone();
+            drop(asked);
+            file.write(index, ctx);
+        })
     }
 
     /// The same after a panic in a callback, but not for each of many.
@@ -89,6 +99,20 @@ impl TraceFile {
         if last == 0 || Duration::from_nanos(now.saturating_sub(last)) >= PANIC_INTERVAL {
             file.panicked.store(now, Ordering::Relaxed);
             self.write(index, ctx);
+        }
+    }
+}
+
+/// For as long as it is yet to be written, or until it is clear that it is not.
+struct Asked {
+    file: TraceFile,
+    index: usize,
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.files.get(self.index) {
+            file.asked.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -210,6 +234,28 @@ mod tests {
         let last = written[0].records.last().unwrap();
         assert_eq!((last.kind(), last.extra), (Some(RecordKind::Callback), 1), "{last}");
         assert_eq!(written[0], written[1], "the second came too soon");
+    }
+
+    #[test]
+    fn a_loop_that_is_held_up_writes_once_however_often_it_is_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("trace");
+        let file = TraceFile::new(&path, 2).unwrap();
+        let limits = Limits { recorder: RECORDS, ..Limits::default() };
+        let mut reactor = Reactor::new(Sick(0), limits).unwrap();
+        let writing = file.writing(0).unwrap();
+        assert!(file.writing(0).is_none(), "it is to be written");
+        assert!(file.writing(1).is_some(), "that of another");
+        // The loop takes no more of such: it is not called.
+        drop(writing);
+        let writing = file.writing(0).unwrap();
+        let loopback = Address::Tcp("127.0.0.1:0".parse().unwrap());
+        let (_, bound) = reactor.listen(&loopback, &ListenOptions::default()).unwrap();
+        let _client = TcpStream::connect(bound.as_tcp().unwrap()).unwrap();
+        reactor.turn(None).unwrap();
+        writing(reactor.ctx());
+        assert!(!read(&directory.path().join("trace.0")).unwrap().records.is_empty());
+        assert!(file.writing(0).is_some(), "it has been");
     }
 
     #[test]

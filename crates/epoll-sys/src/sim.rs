@@ -120,6 +120,7 @@ mod tests;
 mod wire;
 mod world;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -210,6 +211,13 @@ impl Sim {
     #[must_use]
     pub fn next_happening(&self) -> Option<Timestamp> {
         self.world().next_happening().map(Timestamp::from_nanoseconds)
+    }
+
+    /// The [numbers](Peer::number) of the peers to which anything has happened since this was last called, in their order:
+    /// where there are many, only those need be looked at. Nothing is remembered before the first call.
+    #[must_use]
+    pub fn stirred(&self) -> Vec<u32> {
+        self.world().stirred.replace(BTreeSet::new()).into_iter().flatten().collect()
     }
 
     /// How often each fault was injected, by the name of its field in [`Faults`] or [`Network`].

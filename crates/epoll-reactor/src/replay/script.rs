@@ -50,17 +50,38 @@ pub(super) enum Act<'a> {
 struct Draft {
     role: Role,
     left_out: Option<LeftOutReason>,
+    /// The turn in which it last sent something.
+    sent_in: Option<usize>,
+    /// The turn in which it was last answered after that.
+    answered_in: Option<usize>,
     /// Nothing comes after that.
     is_reset: bool,
+}
+
+/// What reads brought, one behind another, as a loop writes it down. No byte is given out twice: a small file that
+/// somebody has made up could stand for more than there is memory.
+struct InputInOrder<'a> {
+    recording: &'a Recording,
+    /// Bytes that were given out, or passed over.
+    taken: u64,
+}
+
+impl<'a> InputInOrder<'a> {
+    fn take(&mut self, record: &Record) -> Option<&'a [u8]> {
+        let input = self.recording.input_of(record).filter(|_| record.duration >= self.taken)?;
+        self.taken = record.duration + input.len() as u64;
+        Some(input)
+    }
 }
 
 impl<'a> Script<'a> {
     pub(super) fn new(recording: &'a Recording) -> Self {
         let mut drafts: Vec<Draft> = Vec::new();
         let mut indexes = HashMap::new();
-        // Each with the number of its turn, and the draft that it is of.
+        // Each with twice the number of its turn, and the draft that it is of; what is odd comes behind that turn.
         let mut acts: Vec<(usize, Timestamp, usize, Act<'a>)> = Vec::new();
         let mut turn = 0;
+        let mut input = InputInOrder { recording, taken: 0 };
         for record in &recording.records {
             let kind = match record.kind() {
                 // It is noted at the end of what it consists of.
@@ -84,10 +105,16 @@ impl<'a> Script<'a> {
             };
             let Some(draft) = drafts.get_mut(index) else { continue };
             draft.role.course.note(record);
-            if let Some(act) = draft.act(recording, record, kind, is_new) {
-                acts.push((turn, record.time, index, act));
+            if kind == RecordKind::Write && record.detail == 0 && draft.sent_in == Some(turn) {
+                draft.answered_in = Some(turn);
+            }
+            if let Some(act) = draft.act(&mut input, record, kind, is_new) {
+                let is_late = draft.is_late(turn, act);
+                acts.push((2 * turn + usize::from(is_late), record.time, index, act));
             }
         }
+        // A stable sort: the order within a turn stays.
+        acts.sort_by_key(|(turn, ..)| *turn);
         Self::cast(&drafts, acts)
     }
 
@@ -128,13 +155,14 @@ impl Draft {
             _ => Some(LeftOutReason::NotAccepted),
         };
         let connection = ConnId::from_u64(record.token);
-        Self { role: Role { connection, course: Course::default(), acts: 0 }, left_out, is_reset: false }
+        let role = Role { connection, course: Course::default(), acts: 0 };
+        Self { role, left_out, sent_in: None, answered_in: None, is_reset: false }
     }
 
     /// What the client has done, for the loop to have noted that.
     fn act<'a>(
         &mut self,
-        recording: &'a Recording,
+        input: &mut InputInOrder<'a>,
         record: &Record,
         kind: RecordKind,
         is_new: bool,
@@ -146,7 +174,7 @@ impl Draft {
                 _ => Act::Reset,
             },
             RecordKind::Read if record.amount == 0 => Act::Finish,
-            RecordKind::Read => match recording.input_of(record) {
+            RecordKind::Read => match input.take(record) {
                 Some(input) => Act::Send(input),
                 None => {
                     self.left_out.get_or_insert(LeftOutReason::InputLost);
@@ -163,6 +191,15 @@ impl Draft {
         let is_too_late = self.is_reset;
         self.is_reset |= act == Act::Reset;
         (!is_too_late).then_some(act)
+    }
+
+    /// Whether `act`, which was found in `turn`, had not been done when that began: a reset in the middle of it, when what was
+    /// said in it had been answered. Else the simulated kernel would refuse the answer.
+    fn is_late(&mut self, turn: usize, act: Act<'_>) -> bool {
+        if matches!(act, Act::Send(_)) {
+            self.sent_in = Some(turn);
+        }
+        act == Act::Reset && self.answered_in == Some(turn)
     }
 }
 

@@ -132,6 +132,11 @@ impl World {
     /// Something has happened to `key` that concerns those who wait for `flags`.
     pub(super) fn wake(&mut self, key: Key, flags: EpollFlags) {
         let Some(object) = self.objects.get_mut(key) else { return };
+        if let Some(stirred) = &mut self.stirred
+            && object.number.is_none()
+        {
+            stirred.insert(key.index());
+        }
         for watch in &mut object.watches {
             if !watch.queued
                 && watch.flags().intersects(flags)

@@ -160,6 +160,12 @@ impl Peer {
         self.sim.world().stream(self.key).is_some_and(|stream| stream.ended)
     }
 
+    /// The number of its socket, which is used again when both ends are gone.
+    #[must_use]
+    pub const fn number(&self) -> u32 {
+        self.key.index()
+    }
+
     /// Its own address: what the program under test gets from accept.
     #[must_use]
     pub fn address(&self) -> Address {

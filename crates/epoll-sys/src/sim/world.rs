@@ -36,6 +36,8 @@ pub(super) struct World {
     interrupted: Option<Step>,
     /// Calls since the last wait that brought an event or let time pass, or since the test let time pass.
     without_rest: u64,
+    /// The sockets that are no descriptors to which something has happened, if anybody asks.
+    pub(super) stirred: Option<BTreeSet<u32>>,
     /// Nanoseconds of the monotonic clock.
     now: u64,
     /// What the wall clock shows at 0.
@@ -105,6 +107,7 @@ impl World {
             signals: 0,
             interrupted: None,
             without_rest: 0,
+            stirred: None,
             now: Self::START,
             wall_start: SystemTime::UNIX_EPOCH + Self::WALL_START,
             agenda: BinaryHeap::new(),

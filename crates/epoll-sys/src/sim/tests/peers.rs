@@ -294,3 +294,35 @@ fn the_trace_tells_who_is_who() {
     kernel.delete(&server).unwrap();
     assert_eq!(sim.who_is(SERVER), None);
 }
+
+#[test]
+fn who_has_something_to_look_at_is_told_and_nobody_else() {
+    let sim = Sim::new(1, Faults::none());
+    let kernel = sim.kernel();
+    let listener = listen(&kernel);
+    let mut pairs: Vec<_> = (0..4)
+        .map(|_| {
+            let peer = sim.connect(&here()).unwrap();
+            (kernel.accept(&listener).unwrap().0, peer)
+        })
+        .collect();
+    assert_eq!(sim.stirred(), [], "nobody had asked before");
+    kernel.send(&pairs[2].0, b"some").unwrap();
+    kernel.shutdown_write(&pairs[0].0).unwrap();
+    assert_eq!(sim.stirred(), [], "it is on its way");
+    sim.advance(Duration::from_secs(1));
+    let number = |index: usize| pairs[index].1.number();
+    assert_eq!(sim.stirred(), [number(0), number(2)]);
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(sim.stirred(), []);
+    let reset = number(3);
+    let (server, peer) = pairs.pop().unwrap();
+    drop(listener);
+    // One that has something unread is closed by a reset.
+    peer.send(b"x");
+    sim.advance(Duration::from_secs(1));
+    drop(server);
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(sim.stirred(), [reset]);
+    assert!(peer.is_reset());
+}
