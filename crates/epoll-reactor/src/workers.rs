@@ -371,6 +371,7 @@ impl Start {
     ) -> io::Result<Outcome> {
         if let Some(cpu) = self.cpu {
             pin_to_cpu(cpu)?;
+            log::debug!("loop {} has CPU {cpu}", worker.index);
         }
         let handler = factory(worker)?;
         let mut reactor = Reactor::with_remote(self.kernel, handler, self.limits, worker.remote.clone())?;

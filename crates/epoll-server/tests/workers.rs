@@ -175,8 +175,11 @@ fn what_keeps_a_loop_from_starting_takes_one_line() {
 
 #[test]
 fn a_loop_for_each_cpu_may_have_it_to_itself() {
-    let server = Server::start(&["echo", "--workers", "auto", "--pin"]);
+    let mut server = Server::start_after("export RUST_LOG=debug", &["echo", "--workers", "auto", "--pin"]);
     let cpus = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    for index in (0..cpus).filter(|_| cpus > 1) {
+        server.logged(&format!("loop {index} has CPU "));
+    }
     let mut names: Vec<String> = vec!["epoll-server".to_owned(), "log".to_owned()];
     // One loop has no thread of its own.
     names.extend((0..cpus).filter(|_| cpus > 1).map(|index| format!("worker-{index}")));
