@@ -154,12 +154,7 @@ pub struct LeftOut {
 
 impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let reason = match self.reason {
-            LeftOutReason::NotAccepted => "it is older than the recording, or an outbound one",
-            LeftOutReason::Refused => "it was refused",
-            LeftOutReason::InputLost => "what it sent was not kept, or not all of it",
-        };
-        write!(f, "connection {}: {reason}", self.connection)
+        write!(f, "connection {}: {}", self.connection, self.reason)
     }
 }
 
@@ -173,6 +168,16 @@ pub enum LeftOutReason {
     Refused,
     /// Something that was read of it is not kept: more than [`Limits::capture`] has come since, or that is 0.
     InputLost,
+}
+
+impl fmt::Display for LeftOutReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotAccepted => "it is older than the recording, or an outbound one",
+            Self::Refused => "it was refused",
+            Self::InputLost => "what it sent was not kept, or not all of it",
+        })
+    }
 }
 
 /// What came of a replay.

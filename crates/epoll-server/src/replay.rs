@@ -6,13 +6,16 @@ use std::path::Path;
 
 use epoll_protocols::http1::Http;
 use epoll_protocols::{Broadcast, Echo};
-use epoll_reactor::sim::{Course, Replay, Replayed, ReplayedClient};
+use epoll_reactor::sim::{Course, LeftOut, Replay, Replayed, ReplayedClient};
 use epoll_reactor::{Limits, Recording};
 
 use crate::http::Site;
 use crate::options::{Options, Protocol};
 use crate::page::Board;
 use crate::{log, trace};
+
+/// So many connections that are left out are named; of more there is the number.
+const NAMED: usize = 10;
 
 /// Plays `file`, and prints what came of it.
 ///
@@ -25,6 +28,7 @@ pub(crate) fn run(file: &Path, options: Options) -> io::Result<()> {
     let Options { limits, loops, protocol, .. } = options;
     let limits = share_of(&limits, &recording, loops.count.get())?;
     let replay = Replay::new(&recording);
+    let others = if matches!(protocol, Protocol::Broadcast(_)) { loops.count.get() - 1 } else { 0 };
     let replayed = match protocol {
         Protocol::Broadcast(config) => replay.run(Broadcast::new(config), limits),
         Protocol::Echo => replay.run(Echo, limits),
@@ -34,7 +38,8 @@ pub(crate) fn run(file: &Path, options: Options) -> io::Result<()> {
             replay.run(Http::new(site, config), limits)
         }
     }?;
-    let written = write(&recording, &replay, &replayed, &mut BufWriter::new(io::stdout().lock()));
+    let mut output = BufWriter::new(io::stdout().lock());
+    let written = write(&recording, &replay, &replayed, others, &mut output);
     verdict(written, replayed.panics)
 }
 
@@ -56,22 +61,50 @@ fn share_of(limits: &Limits, recording: &Recording, count: usize) -> io::Result<
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string()))
 }
 
+/// `others`: of how many loops a client could hear which are not here.
 fn write(
     recording: &Recording,
     replay: &Replay<'_>,
     replayed: &Replayed,
+    others: usize,
     output: &mut impl Write,
 ) -> io::Result<()> {
     let time = humantime::format_rfc3339_nanos(recording.wall);
     let (worker, played, left_out) = (recording.worker, replay.clients(), replay.left_out());
     writeln!(output, "loop {worker} at {time}: {played} clients, {} left out", left_out.len())?;
-    for left_out in left_out {
-        writeln!(output, "left out: {left_out}")?;
+    if others > 0 {
+        let whose = if others == 1 { "loop's" } else { "loops'" };
+        writeln!(
+            output,
+            "the lines of the other {whose} clients are not in it: answers lack them, and the numbers of clients differ"
+        )?;
     }
+    write_left_out(left_out, output)?;
     for client in &replayed.clients {
         write_client(client, output)?;
     }
     output.flush()
+}
+
+fn write_left_out(left_out: &[LeftOut], output: &mut impl Write) -> io::Result<()> {
+    let mut counts: Vec<(_, usize)> = Vec::new();
+    for LeftOut { reason, .. } in left_out {
+        match counts.iter_mut().find(|(found, _)| found == reason) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((*reason, 1)),
+        }
+    }
+    if counts.is_empty() {
+        return Ok(());
+    }
+    let parts: Vec<String> = counts.iter().map(|(reason, count)| format!("{count}, {reason}")).collect();
+    writeln!(output, "left out: {}", parts.join("; "))?;
+    if left_out.len() <= NAMED {
+        for left_out in left_out {
+            writeln!(output, "left out: {left_out}")?;
+        }
+    }
+    Ok(())
 }
 
 fn write_client(client: &ReplayedClient, output: &mut impl Write) -> io::Result<()> {

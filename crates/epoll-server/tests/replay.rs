@@ -259,19 +259,53 @@ fn echo_and_broadcast_say_again_what_they_said() {
 
 #[test]
 fn who_is_left_out_is_named_and_the_file_is_its_owner_s() {
-    let mut captured = Captured::with_capture("8", &["echo"]);
+    let mut captured = Captured::with_capture("64KiB", &["echo"]);
     let mut clients = [captured.server.connect(), captured.server.connect()];
-    for client in &mut clients {
-        client.send("hello\n");
-        assert_eq!(client.line(), b"hello\n");
+    let large = "x".repeat(64 << 10);
+    for (client, bytes) in clients.iter_mut().zip(["hello\n", &large]) {
+        client.send(bytes);
+        assert_eq!(client.exactly(bytes.len()), bytes.as_bytes());
     }
-    captured.write_when(&[("read, 6 bytes", 1), ("read, 6 bytes, kept", 1)]);
+    captured.write_when(&[("read, 6 bytes", 1)]);
     let mode = fs::metadata(captured.file()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let (head, connections) = captured.replay();
     assert!(head[0].starts_with("loop 0 at 2") && head[0].ends_with("Z: 1 clients, 1 left out"), "{head:?}");
-    assert_eq!(head[1..], ["left out: connection 0.1: what it sent was not kept, or not all of it"]);
-    assert_eq!(connections[0].answer, b"hello\n");
+    let why = "what it sent was not kept, or not all of it";
+    assert_eq!(head[1..], [format!("left out: 1, {why}"), format!("left out: connection 0.1: {why}")]);
+    assert_eq!(connections[0].answer, large.as_bytes());
+}
+
+#[test]
+fn of_many_that_are_left_out_there_is_the_number() {
+    let mut captured = Captured::with_capture("64KiB", &["echo"]);
+    let mut clients: Vec<_> = (0..20).map(|_| captured.server.connect()).collect();
+    for client in &mut clients {
+        client.send("hello\n");
+        assert_eq!(client.exactly(6), b"hello\n");
+    }
+    let large = "x".repeat(64 << 10);
+    clients[19].send(&large);
+    assert_eq!(clients[19].exactly(large.len()), large.as_bytes());
+    captured.write_when(&[("read, 6 bytes", 20)]);
+    let (head, connections) = captured.replay();
+    assert_eq!(head[1..], ["left out: 20, what it sent was not kept, or not all of it"]);
+    assert!(connections.is_empty(), "{connections:?}");
+}
+
+#[test]
+fn of_a_broadcast_of_several_loops_it_says_which_lines_are_missing() {
+    let flags = ["broadcast", "--workers", "2"];
+    let mut captured = Captured::start(&flags);
+    captured.server.signal("USR1");
+    for index in 0..2 {
+        captured.server.logged(&format!("records of what loop {index} did are in"));
+        let file = format!("{}.{index}", captured.file());
+        let (code, output, errors) = outcome(&[&flags[..], &["--replay", &file]].concat());
+        assert_eq!(code, 0, "{errors}");
+        let expected = "the lines of the other loop's clients are not in it: answers lack them, and the numbers of clients differ";
+        assert_eq!(read(&output).0[1..], [expected]);
+    }
 }
 
 #[test]
