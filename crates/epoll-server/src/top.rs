@@ -43,7 +43,7 @@ pub(crate) fn run(address: &str) -> io::Result<()> {
     let (sender, samples) = sync_channel(1);
     thread::Builder::new().name("sampler".to_owned()).spawn(move || ask_again(target, &sender))?;
     let mut view = View::new(address);
-    view.update(Ok(first));
+    view.update(Ok(first), Instant::now());
     in_terminal(|terminal| show(terminal, &mut view, &samples, &mut signals))
 }
 
@@ -103,6 +103,7 @@ fn show(
     signals: &mut Reactor<Signalled>,
 ) -> io::Result<()> {
     let mut changed = true;
+    let mut drawn = Instant::now();
     loop {
         signals.turn(Some(Duration::ZERO))?;
         if signals.handler().0 {
@@ -110,14 +111,16 @@ fn show(
         }
         match samples.try_recv() {
             Ok(sample) => {
-                view.update(sample);
+                view.update(sample, Instant::now());
                 changed = true;
             }
             Err(TryRecvError::Empty) => (),
             Err(TryRecvError::Disconnected) => return Err(io::Error::other("the sampling thread has ended")),
         }
-        if std::mem::take(&mut changed) {
-            terminal.draw(|frame| view.draw(frame))?;
+        // Also where nothing has come: it says for how long that has been so.
+        if std::mem::take(&mut changed) || drawn.elapsed() >= INTERVAL {
+            drawn = Instant::now();
+            terminal.draw(|frame| view.draw(frame, drawn))?;
         }
         if event::poll(GLANCE)? {
             match event::read()? {

@@ -118,12 +118,28 @@ fn it_shows_a_server_says_when_that_goes_and_ends_by_q() {
     let mut top = Top::start(&admin);
     top.shows(ENTERS);
     top.shows(&format!("top - {admin}"));
-    top.shows("requests 1 (0/s) 2xx 1");
+    top.shows("requests 1 (-/s) 2xx 1");
     drop(server);
     top.shows("still trying");
     top.press("q");
     top.shows(LEAVES);
     assert_eq!(top.wait(), Some(0));
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_said_to_be_silent() {
+    let (server, admin) = start(&["echo"]);
+    let mut top = Top::start(&admin);
+    top.shows("running");
+    server.signal("STOP");
+    top.shows("no answer for");
+    let (code, _, errors) = outcome(&["top", "--admin", &admin]);
+    assert_eq!(code, 1);
+    assert_eq!(errors, format!("epoll-server: no admin server answers at {admin}: no answer within 5 s"));
+    // By now it has given up once, too.
+    top.press("q");
+    top.shows(LEAVES);
+    assert!(!top.seen.contains("os error"), "{}", top.seen);
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub(super) struct Lists {
 /// A connection.
 #[derive(Clone, Debug, Deserialize)]
 pub(super) struct Row {
+    /// Its name in its loop.
+    pub(super) id: String,
     #[serde(rename = "loop")]
     pub(super) index: usize,
     pub(super) peer: String,
@@ -75,7 +77,20 @@ impl Lists {
 }
 
 /// The body of an answer that is 200.
+///
+/// # Errors
+/// `TimedOut`: nothing came. Otherwise it cannot be reached, or says something else.
 fn get(target: SocketAddr, path: &str) -> io::Result<String> {
+    ask(target, path).map_err(|error| match error.kind() {
+        // Which of them it is for a socket is up to the system.
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", PATIENCE.as_secs()))
+        }
+        _ => error,
+    })
+}
+
+fn ask(target: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&target, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -106,6 +121,16 @@ fn invalid(text: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_waited_for_for_long() {
+        let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let error = Sample::take(mute.local_addr().unwrap()).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (io::ErrorKind::TimedOut, "no answer within 5 s")
+        );
+    }
 
     #[test]
     fn answers_are_taken_whole_or_not_at_all() {
