@@ -7,11 +7,11 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, value_parser};
 
 use values::{
-    Patience, address, count, count_or_none, head_limit, patience, rate, size, target_limit, tcp_address,
-    timeout, workers, write_timeout,
+    Patience, address, count, count_or_none, grace, head_limit, lag_target, patience, rate, size,
+    target_limit, tcp_address, workers, write_timeout,
 };
 
 mod values;
@@ -81,6 +81,27 @@ pub(crate) struct Flags {
     pub(crate) common: CommonFlags,
 }
 
+/// The command line, with the flags of servers hidden in the help of what serves nobody: they are global, so it has them.
+pub(crate) fn command() -> clap::Command {
+    let mut command = Flags::command();
+    // Only then the subcommands have what is global.
+    command.build();
+    let of_server = |arg: &clap::Arg| arg.get_id() != "help" && arg.get_id() != "file";
+    command
+        .mut_subcommand("trace", |trace| {
+            trace.mut_args(|arg| if of_server(&arg) { arg.hide(true) } else { arg })
+        })
+        .mut_subcommand("top", |top| {
+            top.mut_args(|arg| match arg.get_id().as_str() {
+                "help" => arg,
+                "admin" => {
+                    arg.help("The address that the server was given").long_help(None).help_heading(None)
+                }
+                _ => arg.hide(true),
+            })
+        })
+}
+
 /// Not global, unlike the rest: of a global flag that is given on both sides of the protocol, clap forgets the
 /// first.
 #[derive(Debug, Args)]
@@ -132,32 +153,36 @@ pub(crate) struct CommonFlags {
     /// How long a signal to stop lets connections end by themselves
     ///
     /// A time such as 10s or 2m. What is left then is closed, and the exit code is still 0.
-    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = grace)]
     pub(crate) grace: Duration,
 
     /// Shed what would wait for longer than this while the server is overloaded
     ///
-    /// A time such as 5ms. It is for servers that may be asked for more than they can do. When everything has had to wait for
+    /// A time such as 5ms: some times as long as answering takes, and well below what clients wait for; a server for which a
+    /// request takes half a millisecond loses a fifth of what it could answer at 2500us while it is just about loaded, next
+    /// to nothing at 10ms, and at 1us nearly all. It is for servers that may be asked for more than they can do. When everything has had to wait for
     /// longer than this for 100 milliseconds, or ten times this if that is more, and until that is over, new clients are
     /// turned away as with --max-connections, though fewer are told why, and `http` answers 503 with Retry-After to requests that have
     /// waited for so long: the others are answered in time. Before that, a loop that is behind lets in fewer new clients. The
     /// log says when it begins and ends, `/metrics` of --admin what it costs. Without it everybody waits, as long as it takes.
-    #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = lag_target)]
     pub(crate) lag_target: Option<Duration>,
 
-    /// How many loops serve the clients, each on a thread of its own, or `auto`: one for each CPU it may use
+    /// How many loops serve the clients, each on a thread of its own, or `auto`: one for each CPU it may use [default: 1]
     ///
     /// From 1 to 1024. The system spreads connections over the loops (see --balance), and each stays where it is; what one says to
     /// `broadcast` reaches those of all loops. Of --max-connections, --max-connections-per-client and --memory-limit each loop
     /// has its part. If a loop dies, by a defect, its connections are closed, and those that wait for it are reset, unless
     /// net.ipv4.tcp_migrate_req is 1; the others go on, and the exit code at the end is 1.
-    #[arg(long, global = true, value_name = "NUMBER", default_value = "1", value_parser = workers)]
-    pub(crate) workers: NonZeroUsize,
+    #[arg(long, global = true, value_name = "NUMBER", value_parser = workers)]
+    pub(crate) workers: Option<NonZeroUsize>,
 
     /// Give each loop of --workers a CPU of its own, and the connections that come in there
     ///
-    /// For machines that do nothing else, and network cards that spread their interrupts. It needs as many CPUs as there
-    /// are loops. One loop alone stays where the system puts it.
+    /// For machines that do nothing else, and network cards that spread their interrupts. The CPU that handles a client's first
+    /// segment decides: clients on this machine, or behind a card with one queue, may all come in at one CPU, and then one
+    /// loop has all of them. It needs as many CPUs as there are loops; the log says at debug level which loop has which. One loop
+    /// alone stays where the system puts it.
     #[arg(long, global = true)]
     pub(crate) pin: bool,
 
@@ -172,7 +197,8 @@ pub(crate) struct CommonFlags {
 
     /// Have each loop remember the last 4096 things it did, and write them to this file on SIGUSR1 and after a panic
     ///
-    /// Events, callbacks and how long they took, reads, writes, ends; `epoll-server trace FILE` prints them. It replaces the
+    /// Events, callbacks and how long they took, reads, writes, ends; `epoll-server trace FILE` prints them. Of a busy loop they are
+    /// the last ten to hundred milliseconds, of a quiet one minutes. It replaces the
     /// file, for a panic no more often than every 10 seconds. With several --workers the files are FILE.0, FILE.1 and so
     /// on. Where it cannot be written, the server does not start; if that is so later, the log says it. Remembering takes a small HTTP request seven percent more instructions.
     #[arg(long, global = true, value_name = "FILE")]
@@ -180,8 +206,10 @@ pub(crate) struct CommonFlags {
 
     /// Have the file of --trace-file hold the last so many bytes of what clients sent: passwords and all
     ///
-    /// A size such as 1MiB, at most 32MiB, which each loop takes from the start on, and as much for what it did, if that is
-    /// more than 4096 things; it waits while they are written. With it, what clients did can be played again: in tests of a
+    /// A size such as 1MiB, from 64KiB, which is read at one time, to 32MiB. Each loop takes it from the start on, and as much for
+    /// what it did, if that is more than 4096 things; it waits while they are written. Who connected before the oldest of those
+    /// things, or has sent something that is no longer there, cannot be played: so of clients that stay for long it takes a
+    /// SIZE above all that has been sent since they came. With it, what clients did can be played again: in tests of a
     /// handler (`epoll_reactor::sim::Replay`), and by a build with `--features replay`, to which the same command line is given
     /// with `--replay FILE`. Nobody but the owner may read the file; keep it so.
     #[arg(long, global = true, value_name = "SIZE", default_value = "0", value_parser = size)]
@@ -191,7 +219,8 @@ pub(crate) struct CommonFlags {
     ///
     /// A file of --trace-file and --capture. Give the flags that the server had: nothing is listened on, and nothing
     /// but the files of --root is opened. It runs on a simulated kernel, so hours pass at once. Who is not all
-    /// there is named. The exit code is 1 if a callback panicked.
+    /// there is counted, and named if there are few. Of a `broadcast` of several loops the lines of the others' clients are
+    /// missing. The exit code is 1 if a callback panicked.
     #[cfg(feature = "replay")]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) replay: Option<PathBuf>,
@@ -215,7 +244,8 @@ pub(crate) struct CommonFlags {
 pub(crate) enum ProtocolFlags {
     /// Send each line of a client to all the others, as `[Client_N] LINE` (the default)
     ///
-    /// N counts the connections from 1. A line may hold any bytes but a newline, and arrives whole or not at
+    /// N counts the connections from 1, over all loops, and is what the log calls a client; `/connections` of --admin and traces
+    /// have the loop's own ids. A line may hold any bytes but a newline, and arrives whole or not at
     /// all; the lines of one client arrive in their order. An unfinished line is dropped when its client leaves.
     #[command(after_long_help = signals!())]
     Broadcast(BroadcastFlags),
@@ -239,12 +269,12 @@ pub(crate) enum ProtocolFlags {
     /// Show how a server with --admin ADDR is doing, in this terminal, until q is pressed
     ///
     /// Totals and rates, how long the loops take and are late, the connections that are busiest and those for which most
-    /// output waits: `epoll-server top --admin ADDR`, with the address that the server was given. Only --admin matters here.
+    /// output waits: `epoll-server top --admin ADDR`, with the address that the server was given.
     Top,
     /// Print a file of --trace-file: one line for each thing that a loop did, the oldest first
     ///
     /// The time is when it began. What took time is noted at its end, so a turn comes behind what it consists of. `connection
-    /// 7.3` is that of the same id in `/connections` of --admin, in the same loop. No option matters here.
+    /// 7.3` is that of the same id in `/connections` of --admin and in `top`, in the same loop; another one has its own.
     Trace(TraceFlags),
 }
 

@@ -6,14 +6,14 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::FromArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use epoll_protocols::http1::HttpConfig;
 use epoll_protocols::{BroadcastConfig, SlowReceivers};
 use epoll_reactor::{Limits, Record};
 
 use crate::flags::{
-    BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag,
+    BroadcastFlags, CommonFlags, Flags, HttpFlags, ListenFlag, ProtocolFlags, SlowReceiversFlag, command,
 };
 use crate::http;
 use crate::page::TICK;
@@ -132,7 +132,14 @@ impl Command {
             ));
         }
         check_capture(&common)?;
-        let loops = Loops { count: common.workers, pin: common.pin, balance: common.balance };
+        if common.pin && common.workers.is_none() {
+            return Err("--pin needs --workers: one loop alone stays where the system puts it".to_owned());
+        }
+        if common.admin_anywhere && common.admin.is_none() {
+            return Err("--admin-anywhere needs --admin: it is about that address".to_owned());
+        }
+        let count = common.workers.unwrap_or(NonZeroUsize::MIN);
+        let loops = Loops { count, pin: common.pin, balance: common.balance };
         check_shares(&limits, loops.count.get())?;
         let mut addresses = [listen.addresses, behind.addresses].concat();
         if addresses.is_empty() {
@@ -153,6 +160,10 @@ fn check_capture(common: &CommonFlags) -> Result<(), String> {
     let capture = common.capture;
     if capture > 0 && common.trace_file.is_none() {
         return Err("--capture needs --trace-file: it is what it is written to".to_owned());
+    }
+    let least = Limits::default().read_buffer;
+    if (1..least).contains(&capture) {
+        return Err(format!("--capture ({capture} bytes) is below {least}, which is read at one time"));
     }
     if capture > MOST_CAPTURED {
         return Err(format!("--capture ({capture} bytes) is above {MOST_CAPTURED}"));
@@ -185,21 +196,25 @@ fn check_shares(limits: &Limits, workers: usize) -> Result<(), String> {
 /// Understands the command line, with the protocol put in if it was left out: then its own flags are
 /// understood too.
 fn parse(arguments: &[OsString]) -> Result<Flags, clap::Error> {
-    let error = match Flags::try_parse_from(arguments) {
+    let error = match try_parse(arguments) {
         Err(error) if matches!(error.kind(), ErrorKind::MissingSubcommand | ErrorKind::UnknownArgument) => {
             error
         }
         result => return result,
     };
     let (program, rest) = arguments.split_at(arguments.len().min(1));
-    match Flags::try_parse_from([program, &[DEFAULT_PROTOCOL.into()], rest].concat()) {
+    match try_parse(&[program, &[DEFAULT_PROTOCOL.into()], rest].concat()) {
         // Unknown either way: the first error has seen what was typed.
         Err(second) if second.kind() == ErrorKind::UnknownArgument => {
-            let http = Flags::try_parse_from([program, &["http".into()], rest].concat());
+            let http = try_parse(&[program, &["http".into()], rest].concat());
             Err(if http.is_ok() { suggest_http(error) } else { error })
         }
         result => result,
     }
+}
+
+fn try_parse(arguments: &[OsString]) -> Result<Flags, clap::Error> {
+    Flags::from_arg_matches(&command().try_get_matches_from(arguments)?)
 }
 
 /// Whoever has left the protocol out may know that there is a default, and not which.
@@ -321,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_flags_are_consistent() {
-        <Flags as clap::CommandFactory>::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
@@ -371,7 +386,10 @@ mod tests {
         assert_eq!((options.limits.recorder, options.limits.capture), (4096, 65_536));
         let options = read("epoll-server http --trace-file /tmp/t --capture 1MiB").unwrap();
         assert_eq!((options.limits.recorder, options.limits.capture), (32_768, 1 << 20));
-        assert!(refused("epoll-server http --capture 1").contains("--capture needs --trace-file"));
+        assert!(refused("epoll-server http --capture 1MiB").contains("--capture needs --trace-file"));
+        let refused_size = refused("epoll-server http --trace-file /tmp/t --capture 65535");
+        assert!(refused_size.contains("--capture (65535 bytes) is below 65536"), "{refused_size}");
+        assert_eq!(Limits::default().read_buffer, 65_536, "what is read at one time fits");
         let refused_size = refused("epoll-server http --trace-file /tmp/t --capture 33MiB");
         assert!(refused_size.contains("--capture (34603008 bytes) is above 33554432"), "{refused_size}");
         let arguments = ["epoll-server", "trace", "a b"].map(OsString::from);
@@ -397,6 +415,20 @@ mod tests {
             assert_eq!(address, "a:1");
         }
         assert!(refused("epoll-server top").contains("needs --admin"));
+    }
+
+    #[test]
+    fn a_flag_that_does_nothing_without_another_needs_it() {
+        for (line, reason) in
+            [("--admin-anywhere", "--admin-anywhere needs --admin"), ("http --pin", "--pin needs --workers")]
+        {
+            let message = refused(&format!("epoll-server {line}"));
+            assert!(message.contains(reason) && message.trim_end().lines().count() == 1, "{message}");
+        }
+        // `auto` may come to one, and so may what a script works out.
+        for line in ["--pin http --workers 1", "--workers auto echo --pin"] {
+            assert!(read(&format!("epoll-server {line}")).unwrap().loops.pin, "{line}");
+        }
     }
 
     #[test]
@@ -545,7 +577,16 @@ mod tests {
             ("--listen=", "HOST:PORT"),
             ("--admin=localhost", "expected HOST:PORT or [IPv6]:PORT\n"),
             ("--admin=unix:/nowhere", "expected HOST:PORT or [IPv6]:PORT\n"),
-            ("--admin=9090", "HOST:PORT, such as 127.0.0.1:9090"),
+            ("--admin=9090", "HOST:PORT, such as 127.0.0.1:9090 or [::1]:9090\n"),
+            ("--listen=9090", "HOST:PORT, such as 127.0.0.1:9090 or [::]:9090\n"),
+            ("--lag-target=never", "not a time such as 5ms or 1s; without the flag nothing is shed\n"),
+            ("--grace=10", "not a time such as 500ms, 90s, 5m or `1h 30m`\n"),
+            ("--write-timeout=5", "not a time such as 500ms, 90s, 5m or `1h 30m`\n"),
+            ("--idle-timeout=soon", "neither a time such as 500ms, 90s, 5m or `1h 30m` nor `never`\n"),
+            ("http --header-timeout=1x", "neither a time such as 500ms, 90s, 5m or `1h 30m` nor `never`\n"),
+            ("http --body-timeout=1", "neither a time such as 500ms, 90s, 5m or `1h 30m` nor `never`\n"),
+            ("http --keep-alive-timeout=", "neither a time such as 500ms, 90s, 5m or `1h 30m` nor `never`\n"),
+            ("--grace=99999999999999999999s", "more seconds than can be counted\n"),
             ("--root=.", "epoll-server http"),
         ] {
             let message = refused(&format!("epoll-server {arguments}"));

@@ -307,6 +307,16 @@ fn the_help_names_every_flag_with_its_default_and_every_exit_code() {
             ("SIGHUP", "--access-log"),
         ],
     );
+    // What the server's flags are for does not matter to these.
+    for help in ["--help", "-h"] {
+        for (command, names) in [("top", "--admin, --help"), ("trace", "--help")] {
+            let (_, output, _) = outcome(&[command, help]);
+            let lines = output.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
+            let flags: Vec<_> =
+                lines.filter_map(|line| line.split([' ', ',']).find(|word| word.starts_with("--"))).collect();
+            assert_eq!(flags.join(", "), names, "{output}");
+        }
+    }
     let (code, output, _) = outcome(&["--version"]);
     assert_eq!((code, output), (0, format!("epoll-server {}", env!("CARGO_PKG_VERSION"))));
 }

@@ -18,24 +18,29 @@ pub(super) fn address(text: &str) -> Result<String, String> {
     match text.strip_prefix("unix:") {
         Some("") => Err("no path after unix:".to_owned()),
         Some(_) => Ok(text.to_owned()),
-        None => host_and_port(text, "HOST:PORT, [IPv6]:PORT or unix:PATH"),
+        None => host_and_port(text, "HOST:PORT, [IPv6]:PORT or unix:PATH", "[::]"),
     }
 }
 
 /// The same without Unix sockets, which neither Prometheus nor a browser knows.
 pub(super) fn tcp_address(text: &str) -> Result<String, String> {
     const FORMS: &str = "HOST:PORT or [IPv6]:PORT";
-    if text.starts_with("unix:") { Err(format!("expected {FORMS}")) } else { host_and_port(text, FORMS) }
+    if text.starts_with("unix:") {
+        return Err(format!("expected {FORMS}"));
+    }
+    // `[::]` would have to be allowed first.
+    host_and_port(text, FORMS, "[::1]")
 }
 
-fn host_and_port(text: &str, forms: &str) -> Result<String, String> {
+/// `ipv6` is an address that would do.
+fn host_and_port(text: &str, forms: &str, ipv6: &str) -> Result<String, String> {
     let (host, port) = text.rsplit_once(':').unwrap_or(("", text));
     // `::1:7000` could be an address and a port, or a longer address.
     let bare = host.contains(':') && text.parse::<SocketAddr>().is_err();
     let no_port = port.parse::<u16>().is_err();
     match host {
         "" if no_port => Err(format!("expected {forms}")),
-        "" => Err(format!("expected HOST:PORT, such as 127.0.0.1:{port} or [::]:{port}")),
+        "" => Err(format!("expected HOST:PORT, such as 127.0.0.1:{port} or {ipv6}:{port}")),
         _ if bare => Err("an IPv6 address is written [IPv6]:PORT".to_owned()),
         _ if no_port => Err("its port is not a number up to 65535".to_owned()),
         "*" => Err(format!("every address is 0.0.0.0:{port} for IPv4 or [::]:{port} for both")),
@@ -101,25 +106,43 @@ impl Patience {
     }
 }
 
+/// What a time may look like.
+const TIMES: &str = "a time such as 500ms, 90s, 5m or `1h 30m`";
+
 pub(super) fn patience(text: &str) -> Result<Patience, String> {
     match text {
         "never" => Ok(Patience(None)),
-        text => timeout(text).map(|time| Patience(Some(time))),
+        text => above_zero(text, || format!("neither {TIMES} nor `never`")).map(|time| Patience(Some(time))),
     }
 }
 
 pub(super) fn write_timeout(text: &str) -> Result<Duration, String> {
     match text {
         "never" => Err("must end: a client that has stopped reading would hold memory for ever".to_owned()),
-        text => timeout(text),
+        text => above_zero(text, || format!("not {TIMES}")),
     }
 }
 
-/// A time that is not zero. Zero would close everything, or shed it; most who write it mean "never".
-pub(super) fn timeout(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("must be longer than zero".to_owned()),
-        Ok(duration) => Ok(duration),
-        Err(error) => Err(error.to_string()),
+pub(super) fn lag_target(text: &str) -> Result<Duration, String> {
+    above_zero(text, || "not a time such as 5ms or 1s; without the flag nothing is shed".to_owned())
+}
+
+/// A time that may be zero.
+pub(super) fn grace(text: &str) -> Result<Duration, String> {
+    time(text, || format!("not {TIMES}"))
+}
+
+/// Zero would close everything, or shed it; most who write it mean "never".
+fn above_zero(text: &str, expected: impl FnOnce() -> String) -> Result<Duration, String> {
+    match time(text, expected)? {
+        Duration::ZERO => Err("must be longer than zero".to_owned()),
+        duration => Ok(duration),
     }
+}
+
+fn time(text: &str, expected: impl FnOnce() -> String) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| match error {
+        humantime::DurationError::NumberOverflow => "more seconds than can be counted".to_owned(),
+        _ => expected(),
+    })
 }
