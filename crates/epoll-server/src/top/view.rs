@@ -122,7 +122,7 @@ impl View {
                 let why =
                     self.trouble.iter().flatten().map(|error| format!(" ({error})")).collect::<String>();
                 let text =
-                    format!("no answer for {seconds} s{why}, still trying; below is what it told last");
+                    format!("no answer for {seconds} s, still trying; below is what it told last{why}");
                 Line::styled(text, Color::Red)
             }
             (None, Some(text)) => Line::styled(text, Color::Red),

@@ -78,7 +78,10 @@ fn what_the_server_told_last_stays_when_it_has_gone_and_it_says_so() {
     assert_shows(&frame(&view, 80, 24), &["running", "requests 46 (1/s)", "4.9 KiB"]);
     view.update(Err(io::Error::from(io::ErrorKind::ConnectionRefused)), second(2));
     let text = frame_at(&view, second(3), 80, 24);
-    assert_shows(&text, &["no answer for 2 s (connection refused), still trying", "requests 46 (-/s)"]);
+    assert_shows(
+        &text,
+        &["no answer for 2 s, still trying; below is what it told last (conn", "requests 46 (-/s)"],
+    );
     assert!(!text.contains("(1/s)") && !text.contains("KiB/s") && !text.contains("4.9 KiB"), "{text}");
     view.update(Ok(sample(second(4), 44, rows())), second(4));
     let text = frame(&view, 80, 24);
