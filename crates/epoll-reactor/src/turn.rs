@@ -70,7 +70,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.judge_lag(at_once);
         }
         self.ctx.metrics.turns.add(1);
-        let deadline_passed = self.next_deadline().is_some_and(|at| at <= self.ctx.now());
+        let deadline_passed = self.notice_deadline();
         let busy = left_over || !self.events.is_empty() || deadline_passed;
         self.memory_mark = self.ctx.limits.memory / 2;
         self.callbacks = 0;
@@ -125,7 +125,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         [until_deadline, max_wait].into_iter().flatten().min()
     }
 
-    fn next_deadline(&self) -> Option<Timestamp> {
+    pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let ctx = &self.ctx;
         [ctx.timers.next(), self.next_tick, self.accept_retry, ctx.drain_deadline].into_iter().flatten().min()
     }
