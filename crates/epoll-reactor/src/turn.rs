@@ -86,10 +86,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         if busy {
             let ended = self.kernel.now().max(began);
             self.last_turn.1 = ended;
-            self.ctx.metrics.turn_duration.record(ended.as_nanoseconds() - began.as_nanoseconds());
-            if self.ctx.recorder.is_on() {
-                self.ctx.recorder.turn(began, ended, self.events.len());
-            }
+            self.note_turn(began, ended);
         }
         self.ctx.metrics.buffered.set(self.ctx.buffered() as u64);
         self.ctx.metrics.in_turn_since.set(0);

@@ -170,6 +170,10 @@ fn a_server_that_the_system_did_not_run_was_late() {
             let (late, loops) = late(&get(admin, "/metrics").1);
             (late.to_string() == *workers && loops.to_string() == *workers).then_some(())
         });
+        let names: &[_] = if *workers == "1" { &["the loop"] } else { &["worker-0", "worker-1"] };
+        for name in names.iter().chain(&["admin"]) {
+            server.logged(&format!("{name} did not run for "));
+        }
     }
 }
 
