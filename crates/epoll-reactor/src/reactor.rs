@@ -379,6 +379,7 @@ impl<H: Handler, K: Kernel> Drop for Reactor<H, K> {
         }
         // Of a turn that a panic has ended: what callbacks before it had said. A second panic would end the process.
         let _: thread::Result<()> = catch_unwind(AssertUnwindSafe(|| self.send_batch()));
+        self.end_overload();
         self.ctx.metrics.note_gone();
     }
 }

@@ -331,6 +331,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Stopped::Drained
         };
         self.shutdown = Shutdown::Done(stopped);
+        self.end_overload();
         self.ctx.metrics.note_phase(LoopPhase::Ended);
         Turn::Stopped(stopped)
     }
