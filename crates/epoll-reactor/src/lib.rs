@@ -84,6 +84,7 @@ mod flush;
 pub mod fuzzing;
 mod handler;
 mod inspect;
+mod late;
 mod limits;
 mod listener;
 mod metrics;

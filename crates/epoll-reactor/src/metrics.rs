@@ -225,6 +225,7 @@ pub struct LoopMetrics {
     pub(crate) in_turn_since: Tally,
     pub(crate) turn_duration: Histogram,
     poll_lag: Histogram,
+    pub(crate) timer_lag: Histogram,
     closes: [Tally; CloseReason::NAMES.len()],
     states: [Tally; ConnectionState::ALL.len()],
     phase: Tally,
@@ -249,6 +250,7 @@ impl LoopMetrics {
             buffered: self.buffered.get(),
             turn_duration: self.turn_duration.read(),
             poll_lag: self.poll_lag.read(),
+            timer_lag: self.timer_lag.read(),
         }
     }
 
@@ -364,9 +366,14 @@ pub struct LoopSnapshot {
     pub turn_duration: HistogramSnapshot,
     /// How long what the kernel reported may have been waiting for the loop, at most: one time for each wait that
     /// reported anything. It is the time from the end of the wait before, if this one did not block, and zero if it
-    /// did. One that took longer than the turn before it is taken to have blocked, since nobody says, so that it is
-    /// never short by more than the wait itself took.
+    /// did, however late the loop ran after it: that is for [`timer_lag`](Self::timer_lag) to show. One that took longer than the
+    /// turn before it is taken to have blocked, since nobody says, so that it is never short by more than the wait itself took.
     pub poll_lag: HistogramSnapshot,
+    /// How long after its time a deadline was noticed, by the turn that found it passed: one time for each, and of several
+    /// in one turn that of the earliest. Waits are rounded up to a millisecond, so up to that is nothing; more is a loop
+    /// that was late, whatever the reason: a long turn, a stopped process, no CPU. Nothing is noted without deadlines, so set
+    /// [`Limits::tick`](crate::Limits::tick) to have one at least so often.
+    pub timer_lag: HistogramSnapshot,
 }
 
 impl LoopSnapshot {

@@ -12,6 +12,7 @@ use epoll_sys::{Address, Errno, Events, Interest, Kernel, Linux, ListenOptions, 
 use crate::clock::Clock;
 use crate::ctx::Ctx;
 use crate::handler::Handler;
+use crate::late::Lateness;
 use crate::limits::Limits;
 use crate::listener::Listener;
 use crate::metrics::LoopMetrics;
@@ -46,6 +47,7 @@ pub struct Reactor<H: Handler, K: Kernel = Linux> {
     pub(crate) signal_hook: Option<Hook>,
     /// When the last turn began and ended.
     pub(crate) last_turn: (Timestamp, Timestamp),
+    pub(crate) late: Lateness,
     /// More memory than this in use is reason to write before the end of the turn.
     pub(crate) memory_mark: usize,
     /// A signal that drains has come.
@@ -170,6 +172,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             panic_hook: None,
             signal_hook: None,
             last_turn: (clock.now, clock.now),
+            late: Lateness::default(),
             memory_mark: usize::MAX,
             signalled: false,
             put_off: 0,
@@ -376,6 +379,7 @@ impl<H: Handler, K: Kernel> Drop for Reactor<H, K> {
         }
         // Of a turn that a panic has ended: what callbacks before it had said. A second panic would end the process.
         let _: thread::Result<()> = catch_unwind(AssertUnwindSafe(|| self.send_batch()));
+        self.end_overload();
         self.ctx.metrics.note_gone();
     }
 }

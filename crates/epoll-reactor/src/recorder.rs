@@ -202,6 +202,8 @@ pub(crate) struct Recorder {
     /// Of whoever looks at each, all since it last did: a turn may note more than there is room for.
     #[cfg(feature = "sim")]
     unseen: Option<Vec<Record>>,
+    /// The number of the loop, where there are several.
+    pub(crate) worker: u32,
     /// The last reading of the clock.
     pub(crate) now: Timestamp,
     /// It is read before each callback: it is on, or the loop is overloaded.
@@ -219,6 +221,7 @@ impl Recorder {
             noted: 0,
             #[cfg(feature = "sim")]
             unseen: None,
+            worker: 0,
             now,
             is_timed: capacity > 0,
         }
@@ -330,7 +333,7 @@ impl Recorder {
         }
         let kept = self.records.len().min(usize::try_from(self.noted).unwrap_or(usize::MAX));
         let mut recording = Recording {
-            worker: 0,
+            worker: self.worker,
             overwritten: self.noted - kept as u64,
             time: self.now,
             wall,

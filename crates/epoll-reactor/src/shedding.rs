@@ -9,6 +9,8 @@ use epoll_sys::Kernel;
 
 use crate::ctx::Ctx;
 use crate::handler::Handler;
+use crate::late::{Brief, loop_name};
+use crate::metrics::LoopMetrics;
 use crate::overload::{Overload, Report, Shed};
 use crate::reactor::Reactor;
 
@@ -24,8 +26,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     pub(crate) fn look_and_wait(&mut self, timeout: Option<Duration>) -> io::Result<(bool, bool)> {
         let at_once = timeout == Some(Duration::ZERO);
         let (began, ended) = self.last_turn;
-        let metrics = &self.ctx.metrics;
-        let shed = Shed { connections: metrics.shed_by_overload.get(), work: metrics.shed_work.get() };
+        let shed = all_shed(&self.ctx.metrics);
         let ends_in = self.ctx.overload.as_mut().and_then(|law| {
             law.note_shed(ended, shed);
             (!at_once && law.must_know(ended - began)).then(|| law.ends_in(ended))
@@ -60,16 +61,37 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             metrics.overloaded.set(is_on.into());
             self.ctx.recorder.is_timed = is_on || self.ctx.recorder.is_on();
         }
+        if let Some(report) = report {
+            self.tell(report, lag);
+        }
+    }
+
+    /// The loop ends, overloaded or not.
+    #[cold]
+    pub(crate) fn end_overload(&mut self) {
+        let now = self.ctx.now();
+        let Some(law) = &mut self.ctx.overload else { return };
+        law.note_shed(now, all_shed(&self.ctx.metrics));
+        if let Some(report) = law.drain(now) {
+            self.tell(report, Duration::ZERO);
+        }
+    }
+
+    fn tell(&self, report: Report, lag: Duration) {
+        let name = loop_name();
         match report {
-            None => (),
-            Some(Report::Overloaded(lasts)) => log::warn!(
-                "overloaded for {lasts:?}: what has come waits for {lag:?} now, and for {interval:?} it was never down to \
+            Report::Overloaded(lasts) => log::warn!(
+                "{name} is overloaded{since}: what has come waits for {lag} now, and for {interval:?} it was never down to \
                  {target:?}, with nobody left in the backlog; shedding what would wait longer",
+                since =
+                    if lasts.is_zero() { String::new() } else { format!(" for {} already", Brief(lasts)) },
+                lag = Brief(lag),
                 interval = self.ctx.limits.lag_interval,
                 target = self.ctx.limits.lag_target.unwrap_or_default(),
             ),
-            Some(Report::Over(lasted, Shed { connections, work })) => log::warn!(
-                "no longer overloaded, after {lasted:?}: {connections} connections and {work} requests were shed"
+            Report::Over(lasted, Shed { connections, work }) => log::warn!(
+                "{name} is no longer overloaded, after {}: {connections} connections and {work} requests were shed",
+                Brief(lasted)
             ),
         }
     }
@@ -91,6 +113,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.ctx.is_overloaded()
             && self.ctx.overload.as_ref().is_some_and(|law| law.is_late_to_accept(self.kernel.now()))
     }
+}
+
+fn all_shed(metrics: &LoopMetrics) -> Shed {
+    Shed { connections: metrics.shed_by_overload.get(), work: metrics.shed_work.get() }
 }
 
 impl Ctx {

@@ -70,7 +70,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             self.judge_lag(at_once);
         }
         self.ctx.metrics.turns.add(1);
-        let deadline_passed = self.next_deadline().is_some_and(|at| at <= self.ctx.now());
+        let deadline_passed = self.notice_deadline();
         let busy = left_over || !self.events.is_empty() || deadline_passed;
         self.memory_mark = self.ctx.limits.memory / 2;
         self.callbacks = 0;
@@ -86,10 +86,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         if busy {
             let ended = self.kernel.now().max(began);
             self.last_turn.1 = ended;
-            self.ctx.metrics.turn_duration.record(ended.as_nanoseconds() - began.as_nanoseconds());
-            if self.ctx.recorder.is_on() {
-                self.ctx.recorder.turn(began, ended, self.events.len());
-            }
+            self.note_turn(began, ended);
         }
         self.ctx.metrics.buffered.set(self.ctx.buffered() as u64);
         self.ctx.metrics.in_turn_since.set(0);
@@ -125,7 +122,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         [until_deadline, max_wait].into_iter().flatten().min()
     }
 
-    fn next_deadline(&self) -> Option<Timestamp> {
+    pub(crate) fn next_deadline(&self) -> Option<Timestamp> {
         let ctx = &self.ctx;
         [ctx.timers.next(), self.next_tick, self.accept_retry, ctx.drain_deadline].into_iter().flatten().min()
     }
@@ -334,6 +331,7 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
             Stopped::Drained
         };
         self.shutdown = Shutdown::Done(stopped);
+        self.end_overload();
         self.ctx.metrics.note_phase(LoopPhase::Ended);
         Turn::Stopped(stopped)
     }

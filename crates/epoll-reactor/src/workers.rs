@@ -375,6 +375,7 @@ impl Start {
         }
         let handler = factory(worker)?;
         let mut reactor = Reactor::with_remote(self.kernel, handler, self.limits, worker.remote.clone())?;
+        reactor.ctx.recorder.worker = u32::try_from(worker.index).unwrap_or(u32::MAX);
         if let Some(hook) = self.panic_hook {
             let index = worker.index;
             reactor.on_panic(move |ctx| hook(index, ctx));

@@ -9,14 +9,12 @@
 
 mod support;
 
-use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::TcpStream;
-use std::sync::Once;
 use std::time::Duration;
 
 use epoll_reactor::{Address, Errno, Limits, ListenOptions};
-use support::{Harness, Method, Peer, Script};
+use support::{Harness, Method, Peer, Script, warnings};
 
 #[test]
 fn listeners_of_every_kind_share_a_loop_and_its_end_removes_the_socket_file() {
@@ -340,37 +338,9 @@ fn a_pause_of_one_listener_is_not_another_s() {
     assert_eq!(harness.script().opened().len(), 1);
 }
 
-thread_local! {
-    static LOGGED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Keeps what each thread, so each test, logs.
-struct Log;
-
-impl log::Log for Log {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        LOGGED.with_borrow_mut(|logged| logged.push(record.args().to_string()));
-    }
-
-    fn flush(&self) {}
-}
-
-fn warnings() -> usize {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
-        log::set_logger(&Log).unwrap();
-        log::set_max_level(log::LevelFilter::Warn);
-    });
-    LOGGED.with_borrow(Vec::len)
-}
-
 #[test]
 fn running_out_is_logged_once_while_it_lasts_and_seldom_if_it_comes_and_goes() {
-    assert_eq!(warnings(), 0);
+    assert_eq!(warnings().len(), 0);
     let mut harness = Harness::new(Script::default());
     harness.stop_clock();
     // Trouble, how long it lasts, and how many lines there are then; between two times one client gets in.
@@ -382,29 +352,29 @@ fn running_out_is_logged_once_while_it_lasts_and_seldom_if_it_comes_and_goes() {
         for _ in 0..10 * seconds {
             harness.advance(Duration::from_millis(100));
         }
-        assert_eq!(warnings(), lines, "after {seconds} s");
+        assert_eq!(warnings().len(), lines, "after {seconds} s");
         harness.kernel.heal();
         harness.advance(Duration::from_millis(100));
         harness.until("it is over", |script| script.opened().len() > opened);
     }
-    assert!(LOGGED.with_borrow(|logged| logged[0].contains("127.0.0.1")), "it says where");
+    assert!(warnings()[0].contains("127.0.0.1"), "it says where");
 }
 
 #[test]
 fn one_client_that_has_too_many_connections_does_not_hide_real_trouble_from_the_log() {
-    assert_eq!(warnings(), 0);
+    assert_eq!(warnings().len(), 0);
     let limits = Limits { connections_per_address: 1, ..Limits::default() };
     let mut harness = Harness::with(Script::default(), limits);
     let (first, id) = harness.open();
     harness.stop_clock();
     let mut second = harness.connect();
     assert!(harness.receive_all(&mut second).0.is_empty());
-    assert_eq!(warnings(), 0, "that is no trouble of the listener's");
+    assert_eq!(warnings().len(), 0, "that is no trouble of the listener's");
     drop(first);
     harness.closed(id);
     harness.kernel.fail(Method::Accept, Errno::EMFILE, 2);
     let _waiting = harness.connect();
     harness.settle();
-    assert_eq!(warnings(), 1);
-    LOGGED.with_borrow(|logged| assert!(logged[0].contains("not accepting"), "{logged:?}"));
+    assert_eq!(warnings().len(), 1);
+    assert!(warnings()[0].contains("not accepting"), "{:?}", warnings());
 }

@@ -19,7 +19,7 @@ use epoll_reactor::sim::{Faults, Network, Peer, Sim, SimKernel};
 use epoll_reactor::{
     Address, ConnId, Ctx, Handler, Limits, ListenOptions, PanicPolicy, Reactor, Stopped, Timestamp, Turn,
 };
-use support::{Controls, PATIENCE, TestKernel};
+use support::{Controls, PATIENCE, TestKernel, warnings};
 
 /// What serving a request takes, and shedding one. A wait is rounded up to a millisecond, so they are long.
 const WORK: Duration = Duration::from_millis(10);
@@ -352,6 +352,43 @@ fn it_is_over_when_the_loop_could_serve_all_though_some_requests_take_longer_tha
             before = now;
         });
         assert!(overloaded < LONG, "{overloaded:?} with {kind:?}");
+    }
+}
+
+/// What the log has said of overloads. That turns take long is another matter.
+fn reports() -> Vec<String> {
+    warnings().into_iter().filter(|line| line.contains("overloaded")).collect()
+}
+
+#[test]
+fn the_log_hears_of_the_end_and_the_cost_though_the_loop_ends_with_it() {
+    assert_eq!(reports(), [""; 0]);
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    for drains in [true, false] {
+        let told = reports().len();
+        let limits = Limits { drain_grace: Duration::ZERO, ..limits(Some(TARGET)) };
+        let mut bench = Bench::new(Kind::Kept(500), limits);
+        bench.run(3.0, LONG, |_| ());
+        let metrics = bench.reactor.metrics();
+        assert!(bench.is_overloaded() && metrics.read().counters.shed_work > 0);
+        let begin = reports().split_off(told);
+        assert_eq!(begin.len(), 1, "{begin:?}");
+        assert!(
+            begin[0].starts_with(&format!("{name} is overloaded: what has come waits for ")),
+            "{begin:?}"
+        );
+        if drains {
+            bench.reactor.handler().load.set_rate(0.0);
+            bench.reactor.remote().drain();
+            assert_eq!(bench.turn(None), Turn::Stopped(Stopped::DeadlinePassed));
+        } else {
+            drop(bench.reactor);
+        }
+        let lines = reports().split_off(told);
+        let shed = metrics.read().counters.shed_work;
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[1].starts_with(&format!("{name} is no longer overloaded, after ")), "{lines:?}");
+        assert!(lines[1].ends_with(&format!(": 0 connections and {shed} requests were shed")), "{lines:?}");
     }
 }
 

@@ -245,6 +245,29 @@ fn a_factory_that_panics_ends_the_others_and_is_an_error() {
 }
 
 #[test]
+fn a_recording_says_of_which_loop_it_is() {
+    let mut workers = workers(3, Limits { recorder: 16, ..Limits::default() });
+    listen(&mut workers);
+    let remotes = Arc::clone(workers.remotes());
+    let (make, _told) = factory(false);
+    let (tell, recordings) = channel();
+    workers
+        .run(make, |_| {
+            for (index, remote) in remotes.iter().enumerate() {
+                let tell = tell.clone();
+                // What it records is the inspection before.
+                remote.inspect(|_| ()).unwrap();
+                let inspection = move |ctx: &Ctx| tell.send((index, ctx.recording())).unwrap();
+                remote.inspect(inspection).unwrap();
+            }
+            drain_all(&remotes);
+        })
+        .unwrap();
+    let numbers = recordings.try_iter().map(|(index, recording)| (index, recording.unwrap().worker));
+    assert_eq!(numbers.collect::<std::collections::BTreeMap<_, _>>(), [(0, 0), (1, 1), (2, 2)].into());
+}
+
+#[test]
 fn of_a_loop_that_dies_the_others_go_on() {
     let limits = Limits { panics: PanicPolicy::Propagate, ..Limits::default() };
     let mut workers = workers(3, limits);

@@ -241,6 +241,8 @@ fn limits(common: &CommonFlags) -> Limits {
         lag_target: common.lag_target,
         // As long as a burst may last (RFC 8289 section 4.3 has the target at a tenth of it, at most).
         lag_interval: common.lag_target.map_or(interval, |target| target.saturating_mul(10).max(interval)),
+        // Whatever the protocol: a loop that gets no CPU shows by what comes due.
+        tick: Some(TICK),
         ..Limits::default()
     }
 }
@@ -306,7 +308,6 @@ fn http(flags: HttpFlags, common: &CommonFlags) -> Result<(ListenFlag, Protocol,
     }
     let limits = Limits {
         output: limits.output.max(answer),
-        tick: Some(TICK),
         connections_per_address: flags.max_connections_per_client.get(),
         refusal: http::OVERLOADED,
         ..limits
@@ -346,21 +347,18 @@ mod tests {
         let Protocol::Broadcast(config) = bare.protocol else { panic!("{:?}", bare.protocol) };
         let expected = BroadcastConfig::default();
         assert_eq!(format!("{config:?}"), format!("{expected:?}"));
-        assert_eq!(format!("{:?}", bare.limits), format!("{:?}", expected.limits(Limits::default())));
+        let ticking = Limits { tick: Some(TICK), ..Limits::default() };
+        assert_eq!(format!("{:?}", bare.limits), format!("{:?}", expected.limits(ticking.clone())));
 
         let echo = read("epoll-server echo").unwrap();
-        assert_eq!(format!("{:?}", echo.limits), format!("{:?}", Limits::default()));
+        assert_eq!(format!("{:?}", echo.limits), format!("{ticking:?}"));
 
         let bare = read("epoll-server http").unwrap();
         let Protocol::Http(config, _) = bare.protocol else { panic!("{:?}", bare.protocol) };
         let expected = HttpConfig::default();
         assert_eq!(format!("{config:?}"), format!("{expected:?}"));
-        let limits = Limits {
-            tick: Some(TICK),
-            connections_per_address: 4096,
-            refusal: http::OVERLOADED,
-            ..expected.limits(Limits::default())
-        };
+        let limits =
+            Limits { connections_per_address: 4096, refusal: http::OVERLOADED, ..expected.limits(ticking) };
         assert_eq!(format!("{:?}", bare.limits), format!("{limits:?}"));
     }
 

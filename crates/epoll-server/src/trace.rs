@@ -64,8 +64,7 @@ impl TraceFile {
 
     /// Writes down what the loop of number `index` did. Whether that worked, the log tells.
     pub(crate) fn write(&self, index: usize, ctx: &Ctx) {
-        let (Some(file), Some(mut recording)) = (self.files.get(index), ctx.recording()) else { return };
-        recording.worker = u32::try_from(index).unwrap_or(u32::MAX);
+        let (Some(file), Some(recording)) = (self.files.get(index), ctx.recording()) else { return };
         let path = file.path.display();
         match replace(&file.path, &recording.to_bytes()) {
             Ok(()) => {

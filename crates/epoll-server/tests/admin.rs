@@ -19,6 +19,8 @@ use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use serde_json::Value;
 use support::{Client, EXECUTABLE, Server, outcome, pattern, poll, skip};
@@ -129,6 +131,11 @@ fn metrics_count_the_requests_of_all_loops() {
         assert_eq!(rows("epoll_connections", "state=\"open\""), 1.0);
         assert!(rows("epoll_received_bytes_total", "") > 22.0 * 40.0);
         assert!(rows("epoll_sent_bytes_total", "") > 22.0 * 100.0);
+        poll("a tick of each loop", || {
+            let metrics = get(&admin, "/metrics").1;
+            let ticks = metrics.lines().filter(|line| line.starts_with("epoll_timer_lag_seconds_count{"));
+            ticks.map(|line| !line.ends_with("} 0")).reduce(|all, one| all && one).unwrap().then_some(())
+        });
         for family in ["epoll_turn_duration_seconds", "epoll_poll_lag_seconds"] {
             let count = rows(&format!("{family}_count"), "");
             assert!(count > 0.0, "{family}");
@@ -136,6 +143,37 @@ fn metrics_count_the_requests_of_all_loops() {
         }
         assert_eq!(rows("epoll_loop_up", ""), workers.parse::<f64>().unwrap());
         assert!(!metrics.contains("epoll_broadcast"));
+    }
+}
+
+/// Whatever the protocol, and though nobody is connected.
+#[test]
+fn a_server_that_the_system_did_not_run_was_late() {
+    const STOPPED: Duration = Duration::from_millis(2500);
+    let rows = [("broadcast", "2"), ("echo", "1"), ("http", "2")];
+    let mut servers = rows.map(|(protocol, workers)| (start(&[protocol, "--workers", workers]), workers));
+    for ((server, _), _) in &servers {
+        server.signal("STOP");
+        poll("the stop", || server.is_stopped().then_some(()));
+    }
+    // Nobody waits for anything: this is the time that they are to have missed.
+    thread::sleep(STOPPED);
+    for ((server, admin), workers) in &mut servers {
+        server.signal("CONT");
+        let late = |metrics: &str| {
+            let rows =
+                metrics.lines().filter_map(|line| line.strip_prefix("epoll_timer_lag_longest_seconds{"));
+            let late = rows.filter(|row| row.rsplit_once("} ").unwrap().1.parse::<f64>().unwrap() >= 1.5);
+            (late.count(), sum(metrics, "epoll_loop_up", ""))
+        };
+        poll("a late tick of each loop", || {
+            let (late, loops) = late(&get(admin, "/metrics").1);
+            (late.to_string() == *workers && loops.to_string() == *workers).then_some(())
+        });
+        let names: &[_] = if *workers == "1" { &["the loop"] } else { &["worker-0", "worker-1"] };
+        for name in names.iter().chain(&["admin"]) {
+            server.logged(&format!("{name} did not run for "));
+        }
     }
 }
 

@@ -45,7 +45,8 @@ use crate::handler::CloseReason;
 /// the order of [`CloseReason`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recording {
-    /// The number of the loop, where there are several; 0 unless somebody has set it.
+    /// The number of the loop, where there are several: [`Worker::index`](crate::Worker::index) of those that
+    /// [`Workers`](crate::Workers) run. 0 of any other, unless somebody has set it.
     pub worker: u32,
     /// Older records that there was no more room for.
     pub overwritten: u64,

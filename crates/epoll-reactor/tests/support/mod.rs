@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its own part of this")]
 
 mod kernel;
+mod logged;
 mod peer;
 mod script;
 
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use epoll_reactor::{Address, ConnId, Ctx, Kernel, Limits, ListenOptions, Reactor, Remote, Stopped, Turn};
 
 pub(crate) use kernel::{Controls, Method, TestKernel};
+pub(crate) use logged::warnings;
 pub(crate) use peer::Peer;
 pub(crate) use script::{Call, Script};
 

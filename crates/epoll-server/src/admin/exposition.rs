@@ -158,12 +158,17 @@ impl Writer<'_, '_> {
         self.seconds("in_turn_seconds", help, loops, |reading| reading.in_turn_for(now).as_secs_f64())?;
         let help = "How long turns took, without their wait";
         self.histogram("turn_duration_seconds", help, loops, |reading| &reading.turn_duration)?;
-        let help = "How long what the kernel reported may have waited for the loop";
+        let help = "How long what the kernel reported may have waited for the turn before to end; 0 if the loop was waiting for it";
         self.histogram("poll_lag_seconds", help, loops, |reading| &reading.poll_lag)?;
+        let help = "How late the loop noticed that a time had come, which it does each second at least: up to 1 ms is rounding, \
+                    more a long turn, or a loop that had no CPU, which poll lag does not show";
+        self.histogram("timer_lag_seconds", help, loops, |reading| &reading.timer_lag)?;
         let longest = |reading: &LoopSnapshot| reading.turn_duration.longest.as_secs_f64();
         self.seconds("turn_longest_seconds", "The longest turn since the start", loops, longest)?;
         let longest = |reading: &LoopSnapshot| reading.poll_lag.longest.as_secs_f64();
-        self.seconds("poll_lag_longest_seconds", "The longest poll lag since the start", loops, longest)
+        self.seconds("poll_lag_longest_seconds", "The longest poll lag since the start", loops, longest)?;
+        let longest = |reading: &LoopSnapshot| reading.timer_lag.longest.as_secs_f64();
+        self.seconds("timer_lag_longest_seconds", "The longest timer lag since the start", loops, longest)
     }
 
     fn http(&mut self, loops: &Rows<HttpSnapshot>) -> fmt::Result {

@@ -181,13 +181,13 @@ impl View {
                 quantile(turn, 0.5, longest_turn),
                 quantile(turn, 0.99, longest_turn),
                 seconds(longest_turn),
-                quantile(lag, 0.5, longest_lag),
                 quantile(lag, 0.99, longest_lag),
                 seconds(longest_lag),
+                seconds(sum("epoll_timer_lag_longest_seconds")),
                 if *up > 0.0 { seconds(sum("epoll_in_turn_seconds")) } else { "ended".to_owned() },
             ])
         });
-        let names = ["loop", "open", "turn p50", "p99", "max", "lag p50", "p99", "max", "busy for"];
+        let names = ["loop", "open", "turn p50", "p99", "max", "lag p99", "max", "late max", "busy for"];
         let header = TableRow::new(names).style(Modifier::REVERSED);
         frame.render_widget(Table::new(rows, [Constraint::Fill(1); 9]).header(header), area);
     }
