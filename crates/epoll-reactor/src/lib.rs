@@ -87,6 +87,7 @@ mod inspect;
 mod limits;
 mod listener;
 mod metrics;
+mod moving;
 mod output;
 mod overload;
 mod peer;

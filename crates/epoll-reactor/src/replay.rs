@@ -157,6 +157,7 @@ impl fmt::Display for LeftOut {
         let reason = match self.reason {
             LeftOutReason::NotAccepted => "it is older than the recording, or an outbound one",
             LeftOutReason::Refused => "it was refused",
+            LeftOutReason::HandedOver => "it went on in another loop",
             LeftOutReason::InputLost => "what it sent was not kept, or not all of it",
         };
         write!(f, "connection {}: {reason}", self.connection)
@@ -171,6 +172,8 @@ pub enum LeftOutReason {
     NotAccepted,
     /// There was no room for it, so the handler has never heard of it.
     Refused,
+    /// It was [moved](crate::Ctx::hand_over) to another loop, which there is not in a replay. That loop's recording has the rest.
+    HandedOver,
     /// Something that was read of it is not kept: more than [`Limits::capture`] has come since, or that is 0.
     InputLost,
 }
