@@ -78,6 +78,10 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// drains, has ended or has yet to take its first turn, nor to one that has been in one turn for 100 ms unless only that has
     /// room.
     ///
+    /// When it was busy for more than half of the last 100 ms or so, and for a quarter of that time more than the least busy of
+    /// those, it also moves open connections to that one, if their handler [lets it](crate::Ctx::hand_over): up to a sixteenth of
+    /// them, or one, in each 100 ms.
+    ///
     /// Each of the loops must have been given the same listeners, in the same order, before anything else that is
     /// registered. [`Workers::balance`](crate::Workers::balance) sees to all of it; this is for loops that are run by hand.
     pub fn balance(&mut self, worker: &Worker<H::Message, K>) {
