@@ -29,7 +29,7 @@ struct Defect {
     wrong: &'static str,
 }
 
-const DEFECTS: [Defect; 32] = [
+const DEFECTS: [Defect; 34] = [
     Defect {
         name: "takes an overload for over as soon as shedding has made the lag low",
         file: "crates/epoll-reactor/src/overload.rs",
@@ -124,8 +124,20 @@ const DEFECTS: [Defect; 32] = [
     Defect {
         name: "drops a client that another loop does not take",
         file: "crates/epoll-reactor/src/balance.rs",
-        right: "Err(Handed { listener, fd, peer }) => self.admit(listener, fd, peer, too_many),",
+        right: "Err(Handed { listener, fd, peer, .. }) => self.admit(listener, fd, peer, entry),",
         wrong: "Err(_) => Accepted::One,",
+    },
+    Defect {
+        name: "moves a connection to another loop with output waiting",
+        file: "crates/epoll-reactor/src/moving.rs",
+        right: "        && connection.output.is_none()\n",
+        wrong: "",
+    },
+    Defect {
+        name: "does not watch a connection any more that another loop has not taken",
+        file: "crates/epoll-reactor/src/moving.rs",
+        right: "let added = self.kernel.add(&fd, Interest::Stream, id.as_u64());",
+        wrong: "let added: Result<(), Errno> = Ok(());",
     },
     Defect {
         name: "loses the rest of a write that was cut short",

@@ -27,6 +27,8 @@ impl Handler for Echo {
             SendOutcome::Sent | SendOutcome::Queued | SendOutcome::Gone(_) => {
                 if fitting.len() < input.len() {
                     ctx.pause_until_drained(id);
+                } else {
+                    ctx.hand_over(id);
                 }
                 fitting.len()
             }

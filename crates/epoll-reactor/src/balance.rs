@@ -1,5 +1,6 @@
 //! Balance between loops: a new client is handed to the loop that has clearly the fewest connections, before anything was
-//! spent on it. The queue it goes through is beside that of the messages, in `remote.rs`.
+//! spent on it. The queue it goes through is beside that of the messages, in `remote.rs`. Open connections that are moved
+//! (`moving.rs`) take the same way.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,8 +9,9 @@ use epoll_sys::{Address, Kernel, Timestamp};
 
 use crate::admission::Full;
 use crate::handler::Handler;
-use crate::listener::Accepted;
+use crate::listener::{Accepted, Entry};
 use crate::metrics::LoopPhase;
+use crate::moving::Mover;
 use crate::reactor::Reactor;
 use crate::remote::{Remote, Shared};
 use crate::token::Token;
@@ -23,6 +25,17 @@ pub(crate) struct Handed<F> {
     pub(crate) listener: Token,
     pub(crate) fd: F,
     pub(crate) peer: Address,
+    pub(crate) journey: Journey,
+}
+
+/// Whether a client that is handed over has been open before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Journey {
+    New,
+    /// In the loop of that index, which has moved it here.
+    Moved(usize),
+    /// Here: it was moved away, and there was no room for it.
+    Back,
 }
 
 /// A loop whose turn takes longer is held up, and whoever is handed to it would be, too.
@@ -47,6 +60,11 @@ impl<M, F> Shared<M, F> {
         (is_open && load < self.connections).then_some(load)
     }
 
+    /// Whether a connection may be moved there by `now`.
+    pub(crate) fn takes_moved(&self, now: Timestamp) -> bool {
+        self.load_if_open().is_some() && !self.is_held_up(now)
+    }
+
     fn is_held_up(&self, now: Timestamp) -> bool {
         let turn = self.metrics.in_turn_since.get();
         turn != 0 && now - Timestamp::from_nanoseconds(turn) > HELD_UP
@@ -60,25 +78,33 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// drains, has ended or has yet to take its first turn, nor to one that has been in one turn for 100 ms unless only that has
     /// room.
     ///
+    /// When it was busy for more than half of the last 100 ms or so, and for a quarter of that time more than the least busy of
+    /// those, it also moves open connections to that one, if their handler [lets it](crate::Ctx::hand_over): up to a sixteenth of
+    /// them, or one, in each 100 ms.
+    ///
     /// Each of the loops must have been given the same listeners, in the same order, before anything else that is
     /// registered. [`Workers::balance`](crate::Workers::balance) sees to all of it; this is for loops that are run by hand.
     pub fn balance(&mut self, worker: &Worker<H::Message, K>) {
         self.others = Worker::new(worker.index(), worker.remotes().clone());
+        if worker.remotes().len() > 1 {
+            self.ctx.mover = Some(Box::new(Mover::new(self.kernel.now())));
+        }
     }
 
     /// Opens an accepted connection here or has another loop do so. `too_many`: this one is overloaded, and would turn it
     /// away.
     pub(crate) fn place(&mut self, listener: Token, fd: K::Fd, peer: Address, too_many: bool) -> Accepted {
+        let entry = if too_many { Entry::TooMany } else { Entry::New };
         let Some(remote) = self.better_place(&peer, too_many) else {
-            return self.admit(listener, fd, peer, too_many);
+            return self.admit(listener, fd, peer, entry);
         };
-        match remote.hand_over(Handed { listener, fd, peer }) {
+        match remote.hand_over(Handed { listener, fd, peer, journey: Journey::New }) {
             Ok(()) => {
                 self.ctx.metrics.handed_over.add(1);
                 self.callbacks += 1;
                 Accepted::One
             }
-            Err(Handed { listener, fd, peer }) => self.admit(listener, fd, peer, too_many),
+            Err(Handed { listener, fd, peer, .. }) => self.admit(listener, fd, peer, entry),
         }
     }
 
@@ -109,12 +135,32 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Opens what other loops have handed over.
     pub(crate) fn take_over(&mut self, handed: VecDeque<Handed<K::Fd>>) {
-        for Handed { listener, fd, peer } in handed {
+        for client in handed {
             self.ctx.metrics.taken_over.add(1);
-            // It has its slot, or is told that there is none: there is nothing to go on with. It came when this loop was
-            // not overloaded, whatever it is now.
-            let _: Accepted = self.admit(listener, fd, peer, false);
+            let Some(Handed { listener, fd, peer, journey }) = self.send_back(client) else { continue };
+            // It came when this loop was not overloaded, whatever it is now.
+            let entry = if journey == Journey::New { Entry::New } else { Entry::Moved };
+            // It has its slot, or is told that there is none: there is nothing to go on with.
+            let _: Accepted = self.admit(listener, fd, peer, entry);
         }
+    }
+
+    /// One that was moved here, and for whom there is no room after all, goes back to where it was open. If that loop takes none
+    /// any more it stays: it has been let in once, and is not to lose its connection for this. So the limits of a loop may be
+    /// exceeded by as many as are on their way at one time.
+    fn send_back(&self, client: Handed<K::Fd>) -> Option<Handed<K::Fd>> {
+        let Journey::Moved(from) = client.journey else { return Some(client) };
+        if self.ctx.admission.check(&self.ctx.limits, self.ctx.connections(), &client.peer).is_ok() {
+            return Some(client);
+        }
+        let Some(home) = self.others.as_ref().and_then(|worker| worker.remotes().get(from)) else {
+            return Some(client);
+        };
+        let refused = home.hand_over(Handed { journey: Journey::Back, ..client }).err();
+        if refused.is_none() {
+            self.ctx.metrics.moved.add(1);
+        }
+        refused
     }
 
     /// From now on nothing is handed over to this loop, whatever others still believe of it. Opens what has been: those
@@ -175,7 +221,15 @@ mod tests {
         let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (accepted, address) = listener.accept().unwrap();
         accepted.set_nonblocking(true).unwrap();
-        (Handed { listener: Token::new(1, 1), fd: accepted.into(), peer: Address::Tcp(address) }, peer)
+        (
+            Handed {
+                listener: Token::new(1, 1),
+                fd: accepted.into(),
+                peer: Address::Tcp(address),
+                journey: Journey::New,
+            },
+            peer,
+        )
     }
 
     fn is_closed(peer: &mut TcpStream) -> bool {
@@ -265,7 +319,7 @@ mod tests {
         let (mut one, mut other) = (loops.next().unwrap(), loops.next().unwrap());
         let mut peers = Vec::new();
         let mut place = |reactor: &mut Reactor<Late>, too_many| {
-            let (Handed { listener, fd, peer }, stream) = client();
+            let (Handed { listener, fd, peer, .. }, stream) = client();
             reactor.place(listener, fd, peer, too_many);
             peers.push(stream);
             let counters = reactor.ctx().counters();

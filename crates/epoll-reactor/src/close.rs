@@ -1,14 +1,35 @@
 //! The end of lives: a connection's last output and lingering read, its taking apart, and the drain of the
 //! whole loop.
 
+use std::time::Duration;
+
 use epoll_sys::{Call, Errno, Kernel, Reaction, Timestamp, reaction};
 
 use crate::connection::{Connection, Fin, Phase};
+use crate::ctx::Ctx;
 use crate::handler::{CloseReason, Handler};
+use crate::metrics::LoopPhase;
 use crate::reactor::{Reactor, Shutdown};
 use crate::recorder::Callback;
 use crate::stats::CloseStats;
 use crate::token::ConnId;
+
+impl Ctx {
+    /// Drains the loop: listeners close, each connection is told by
+    /// [`on_shutdown`](crate::Handler::on_shutdown), and `run` returns when all have ended or `grace` has
+    /// passed. Asking again can only bring the deadline nearer.
+    pub fn drain(&mut self, grace: Duration) {
+        let deadline = self.now() + grace;
+        self.metrics.note_phase(LoopPhase::Draining);
+        self.drain_deadline = Some(self.drain_deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+
+    /// Whether a drain has been asked for.
+    #[must_use]
+    pub const fn is_draining(&self) -> bool {
+        self.drain_deadline.is_some()
+    }
+}
 
 impl<H: Handler, K: Kernel> Reactor<H, K> {
     /// All output has gone out. If the peer may still be sending, closing now could make the kernel answer

@@ -55,6 +55,8 @@ pub(crate) struct Connection {
     pub(crate) again: bool,
     /// There was no room for it: it is told so, and its handler never hears of it.
     pub(crate) refused: bool,
+    /// It was open in another loop before.
+    pub(crate) has_moved: bool,
     /// Close with an RST.
     pub(crate) reset_on_close: bool,
     /// It was given its budget of output in this turn, and goes on with the ready list in the next one.
@@ -139,6 +141,7 @@ impl Connection {
             drain_due: false,
             again: false,
             refused: false,
+            has_moved: false,
             reset_on_close: false,
             budget_spent: false,
             in_ready: false,

@@ -14,7 +14,8 @@ use crate::clock::Clock;
 use crate::connection::{Connection, Fin, Phase};
 use crate::handler::CloseReason;
 use crate::limits::Limits;
-use crate::metrics::{LoopMetrics, LoopPhase};
+use crate::metrics::LoopMetrics;
+use crate::moving::Mover;
 use crate::overload::Overload;
 use crate::peer::Peer;
 use crate::recorder::Recorder;
@@ -75,6 +76,8 @@ pub struct Ctx {
     pub(crate) clock: Clock,
     pub(crate) recorder: Recorder,
     pub(crate) overload: Option<Box<Overload>>,
+    /// None: no connection is moved to another loop.
+    pub(crate) mover: Option<Box<Mover>>,
 }
 
 impl Ctx {
@@ -104,6 +107,7 @@ impl Ctx {
             to_unwatch: Vec::new(),
             drain_deadline: None,
             clock,
+            mover: None,
         }
     }
 
@@ -342,21 +346,6 @@ impl Ctx {
     /// Stops watching a descriptor, and closes it, at the end of this turn.
     pub fn unwatch(&mut self, id: SourceId) {
         self.to_unwatch.push(id);
-    }
-
-    /// Drains the loop: listeners close, each connection is told by
-    /// [`on_shutdown`](crate::Handler::on_shutdown), and `run` returns when all have ended or `grace` has
-    /// passed. Asking again can only bring the deadline nearer.
-    pub fn drain(&mut self, grace: Duration) {
-        let deadline = self.now() + grace;
-        self.metrics.note_phase(LoopPhase::Draining);
-        self.drain_deadline = Some(self.drain_deadline.map_or(deadline, |earlier| earlier.min(deadline)));
-    }
-
-    /// Whether a drain has been asked for.
-    #[must_use]
-    pub const fn is_draining(&self) -> bool {
-        self.drain_deadline.is_some()
     }
 
     pub(crate) fn mark_dirty(&mut self, id: ConnId) {

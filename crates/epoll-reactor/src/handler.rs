@@ -149,11 +149,13 @@ pub enum CloseReason {
     Shutdown,
     /// A callback panicked.
     HandlerPanicked,
+    /// It goes on in another loop, to which it was moved: [`Ctx::hand_over`]. The peer knows nothing of it.
+    HandedOver,
 }
 
 impl CloseReason {
     /// The [names](Self::name) of all reasons.
-    pub(crate) const NAMES: [&str; 13] = [
+    pub(crate) const NAMES: [&str; 14] = [
         "peer_closed",
         "local",
         "reset",
@@ -167,6 +169,7 @@ impl CloseReason {
         "file_cut_short",
         "shutdown",
         "handler_panicked",
+        "handed_over",
     ];
 
     /// One word for it, whatever the error was: for labels.
@@ -191,6 +194,7 @@ impl CloseReason {
             Self::FileCutShort,
             Self::Shutdown,
             Self::HandlerPanicked,
+            Self::HandedOver,
         ];
         all.get(index).copied()
     }
@@ -211,6 +215,7 @@ impl CloseReason {
             Self::FileCutShort => 10,
             Self::Shutdown => 11,
             Self::HandlerPanicked => 12,
+            Self::HandedOver => 13,
         }
     }
 }
@@ -233,6 +238,7 @@ impl fmt::Display for CloseReason {
             }
             Self::Shutdown => f.write_str("shut down"),
             Self::HandlerPanicked => f.write_str("a callback panicked"),
+            Self::HandedOver => f.write_str("handed over to another loop"),
         }
     }
 }

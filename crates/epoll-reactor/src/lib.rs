@@ -88,6 +88,7 @@ mod late;
 mod limits;
 mod listener;
 mod metrics;
+mod moving;
 mod output;
 mod overload;
 mod peer;

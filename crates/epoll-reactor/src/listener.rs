@@ -63,6 +63,17 @@ impl<F> Listener<F> {
     }
 }
 
+/// What is known of a client that is to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// It is new.
+    New,
+    /// It is new, and the loop is overloaded.
+    TooMany,
+    /// It was let in before, and limits are for those who are new.
+    Moved,
+}
+
 /// What one try to accept came to.
 pub(crate) enum Accepted {
     /// A connection was opened, refused, or handed to another loop.
@@ -134,14 +145,20 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
 
     /// Opens an accepted connection, if there is room for it. Otherwise its descriptor is closed here, before
     /// anything has been spent on it.
-    pub(crate) fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address, too_many: bool) -> Accepted {
+    pub(crate) fn admit(&mut self, listener: Token, fd: K::Fd, peer: Address, entry: Entry) -> Accepted {
         let open = self.ctx.connections();
-        let room = self.ctx.admission.check(&self.ctx.limits, open, &peer);
-        if let Err(full) = room.and(if too_many { Err(Full::Overload) } else { Ok(()) }) {
+        let room = || self.ctx.admission.check(&self.ctx.limits, open, &peer);
+        let may_enter = match entry {
+            Entry::New => room(),
+            Entry::TooMany => room().and(Err(Full::Overload)),
+            Entry::Moved => Ok(()),
+        };
+        if let Err(full) = may_enter {
             self.turn_away(listener, fd, peer, full);
             return Accepted::One;
         }
-        let connection = Connection::accepted(peer, ListenerId(listener), self.ctx.now());
+        let mut connection = Connection::accepted(peer, ListenerId(listener), self.ctx.now());
+        connection.has_moved = entry == Entry::Moved;
         let id = match self.install(connection, fd, Some(H::Conn::default())) {
             Ok(id) => id,
             Err(errno) => {

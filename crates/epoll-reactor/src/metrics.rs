@@ -213,6 +213,7 @@ pub struct LoopMetrics {
     pub(crate) accept_pauses: Tally,
     pub(crate) handed_over: Tally,
     pub(crate) taken_over: Tally,
+    pub(crate) moved: Tally,
     pub(crate) cut_off: Tally,
     pub(crate) bytes_received: Tally,
     pub(crate) bytes_sent: Tally,
@@ -284,6 +285,7 @@ impl LoopMetrics {
             accept_pauses: self.accept_pauses.get(),
             handed_over: self.handed_over.get(),
             taken_over: self.taken_over.get(),
+            moved: self.moved.get(),
             closed: self.closes.iter().map(Tally::get).sum(),
             cut_off: self.cut_off.get(),
             bytes_received: self.bytes_received.get(),
@@ -292,9 +294,14 @@ impl LoopMetrics {
             messages: self.messages.get(),
             timers_fired: self.timers_fired.get(),
             panics: self.panics.get(),
-            busy: Duration::from_nanos(self.turn_duration.sum.get()),
+            busy: self.busy(),
             longest_turn: Duration::from_nanos(self.turn_duration.longest.get()),
         }
+    }
+
+    /// How long all turns have taken, but for the present one.
+    pub(crate) fn busy(&self) -> Duration {
+        Duration::from_nanos(self.turn_duration.sum.get())
     }
 
     pub(crate) fn note_close(&self, reason: CloseReason) {

@@ -166,6 +166,8 @@ pub enum LeftOutReason {
     NotAccepted,
     /// There was no room for it, so the handler has never heard of it.
     Refused,
+    /// It was [moved](crate::Ctx::hand_over) to another loop, which there is not in a replay. That loop's recording has the rest.
+    HandedOver,
     /// Something that was read of it is not kept: more than [`Limits::capture`] has come since, or that is 0.
     InputLost,
 }
@@ -175,6 +177,7 @@ impl fmt::Display for LeftOutReason {
         f.write_str(match self {
             Self::NotAccepted => "it is older than the recording, or an outbound one",
             Self::Refused => "it was refused",
+            Self::HandedOver => "it went on in another loop",
             Self::InputLost => "what it sent was not kept, or not all of it",
         })
     }

@@ -30,8 +30,11 @@ pub struct Counters {
     pub accept_pauses: u64,
     /// Clients accepted here and handed to another loop, [for balance](crate::Workers::balance), where they are opened.
     pub handed_over: u64,
-    /// Clients that other loops have handed over. They are among `accepted` if there was room for them.
+    /// Clients that other loops have handed over or moved here. They are among `accepted` if there was room for them.
     pub taken_over: u64,
+    /// Connections that were open here and were [moved](crate::Ctx::hand_over) to another loop; and those that came from one and
+    /// were sent back there, as there was no room for them.
+    pub moved: u64,
     /// Connections closed.
     pub closed: u64,
     /// Connections that the end of a drain closed before they had ended by themselves: its grace had passed, or a second

@@ -1,5 +1,5 @@
 //! The turn, phase by phase: `timeout from timers and the ready list -> wait -> read the clock -> dispatch ->
-//! messages from other threads -> timers -> drain -> requests -> flush dirty -> reap -> read the clock
+//! messages from other threads -> timers -> drain -> requests -> flush dirty -> moves -> reap -> read the clock
 //! if anything was done`. What happens to one connection is in `serve.rs`.
 //!
 //! A turn flushes no more than its share of the dirty connections (`flush.rs`, `flush_dirty`). While some are left, turns do not
@@ -81,6 +81,9 @@ impl<H: Handler, K: Kernel> Reactor<H, K> {
         self.carry_out_requests();
         self.flush_dirty();
         self.relieve_memory();
+        if self.ctx.mover.is_some() {
+            self.move_some();
+        }
         self.reap();
         self.last_turn = (began, began);
         if busy {

@@ -252,7 +252,8 @@ impl<M: Send> Workers<M> {
     ///
     /// The kernel spreads clients by chance, and on a Unix socket whoever is awake has the next. That is good enough
     /// for many clients, or short connections, which it saves the way from one thread to another. It is not
-    /// for a few that stay for long. A loop counts connections, not what they ask for; those it has, it keeps.
+    /// for a few that stay for long. A loop counts connections, not what they ask for; if that leaves it clearly busier than
+    /// another one, connections whose handler says [that they may](crate::Ctx::hand_over) go there.
     pub const fn balance(&mut self) {
         self.balanced = true;
     }

@@ -170,7 +170,7 @@ pub(crate) struct CommonFlags {
 
     /// How many loops serve the clients, each on a thread of its own, or `auto`: one for each CPU it may use [default: 1]
     ///
-    /// From 1 to 1024. The system spreads connections over the loops (see --balance), and each stays where it is; what one says to
+    /// From 1 to 1024. The system spreads connections over the loops (see --balance); what one says to
     /// `broadcast` reaches those of all loops. Of --max-connections, --max-connections-per-client and --memory-limit each loop
     /// has its part. If a loop dies, by a defect, its connections are closed, and those that wait for it are reset, unless
     /// net.ipv4.tcp_migrate_req is 1; the others go on, and the exit code at the end is 1.
@@ -191,7 +191,8 @@ pub(crate) struct CommonFlags {
     /// The system spreads connections by chance, and on a Unix socket whichever loop is awake has the next. With many
     /// connections, or short ones, that is good enough, and handing over costs a little. With a few that stay for long it may
     /// leave one loop with most of them: with this flag loops are apart by one connection and a sixteenth. It counts
-    /// connections, not what they ask for, and those that are open stay where they are.
+    /// connections, not what they ask for. If a loop is then busy for more than half of the time, and clearly more than another one,
+    /// open connections of `http` and `echo` move there, between two requests or when nothing waits; those of `broadcast` never.
     #[arg(long, global = true)]
     pub(crate) balance: bool,
 

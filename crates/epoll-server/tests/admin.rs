@@ -18,7 +18,9 @@ mod support;
 use std::fs;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -194,9 +196,67 @@ fn with_balance_metrics_tell_who_was_handed_over() {
     poll("numbers that agree", || {
         let (_, metrics) = get(&admin, "/metrics");
         let total = |family| sum(&metrics, family, "");
-        let told =
-            total("epoll_connections_handed_over_total") == total("epoll_connections_taken_over_total");
-        (told && total("epoll_connections_accepted_total") == clients.len() as f64).then_some(())
+        let moved = total("epoll_connections_moved_total");
+        let told = total("epoll_connections_handed_over_total") + moved
+            == total("epoll_connections_taken_over_total");
+        (told && total("epoll_connections_accepted_total") == clients.len() as f64 + moved).then_some(())
+    });
+}
+
+#[test]
+fn with_balance_busy_clients_of_one_loop_get_apart() {
+    const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const AT_ONCE: usize = 64;
+    let (server, admin) = start(&["http", "--workers", "2", "--balance"]);
+    let mut clients: Vec<_> = (0..4).map(|_| server.connect()).collect();
+    let mut length = 0;
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.extend(client.line());
+        }
+        let head = String::from_utf8(head).unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let body = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+        let body: usize = body.parse().unwrap();
+        client.exactly(body);
+        length = head.len() + body;
+    }
+    let loop_of = |client: &Client<TcpStream>| {
+        let list = connections(&admin, "");
+        let peer = client.stream().local_addr().unwrap().to_string();
+        let row = list["connections"].as_array().unwrap().iter().find(|row| row["peer"] == *peer)?;
+        row["loop"].as_u64()
+    };
+    // Of three two are in one loop, however they were spread.
+    let loops: Vec<_> = clients[1..].iter().map(|client| poll("its loop", || loop_of(client))).collect();
+    let pair = if loops[0] == loops[1] { (1, 2) } else { (3, if loops[2] == loops[0] { 1 } else { 2 }) };
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (one, two) = (clients[pair.0].duplicate(), clients[pair.1].duplicate());
+        for mut client in [one, two] {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    client.send(GET.repeat(AT_ONCE));
+                    let answers = client.exactly(AT_ONCE * length);
+                    let answers = String::from_utf8(answers).unwrap();
+                    assert_eq!(answers.matches("HTTP/1.1 200 ").count(), AT_ONCE);
+                }
+            });
+        }
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            poll("one that is moved, and is not where the other is", || {
+                let (_, metrics) = get(&admin, "/metrics");
+                let moved = sum(&metrics, "epoll_connections_moved_total", "") >= 1.0;
+                let told = sum(&metrics, "epoll_connections_closed_total", "reason=\"handed_over\"") >= 1.0;
+                let [one, two] = [pair.0, pair.1].map(|it| loop_of(&clients[it]));
+                (moved && told && one? != two?).then_some(())
+            });
+        }));
+        stop.store(true, Ordering::Relaxed);
+        ended.unwrap();
     });
 }
 

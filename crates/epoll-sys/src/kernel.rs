@@ -24,8 +24,8 @@ pub trait Kernel {
     /// The wall clock, for dates that people read. It may jump.
     fn wall_clock(&self) -> SystemTime;
 
-    /// Registers `fd` for edge-triggered events that carry `token`, once for its whole life. If it is ready
-    /// already the first wait says so.
+    /// Registers `fd` for edge-triggered events that carry `token`, until it is closed or [deleted](Self::delete). If it is
+    /// ready already the first wait says so.
     ///
     /// # Errors, and what the caller does
     /// `ENOMEM`, `ENOSPC` (fs.epoll.max_user_watches): give the descriptor up and take no new ones for a
@@ -33,7 +33,7 @@ pub trait Kernel {
     /// `EEXIST`: it is registered already.
     fn add(&self, fd: &Self::Fd, interest: Interest, token: u64) -> Result<(), Errno>;
 
-    /// Ends the events of `fd`. To be called before it is closed: as long as a duplicate of the descriptor
+    /// Ends the events of `fd`, which may be registered again, here or elsewhere. To be called before it is closed: as long as a duplicate of the descriptor
     /// lives, closing one does not end its events (epoll(7), "Questions and answers").
     ///
     /// # Errors, and what the caller does

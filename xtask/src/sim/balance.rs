@@ -1,8 +1,8 @@
-//! Echo in several loops that hand new clients to each other, on one kernel and one clock. The seed says who connects when
+//! Echo in several loops that hand new clients to each other and move those that are open, on one kernel and one clock. The seed says who connects when
 //! and where, which loop has its turn, which one stalls, dies or drains.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,6 +30,11 @@ use super::{Broken, watchdog, watched};
 struct Book {
     open: BTreeMap<String, (usize, ConnId)>,
     opened: u64,
+    /// Opened again, by the loop to which they were moved or were sent back to.
+    arrived: u64,
+    /// Closed in a loop, and not for the client: who has yet to be opened elsewhere.
+    on_the_way: BTreeSet<String>,
+    left: u64,
     violations: Vec<String>,
 }
 
@@ -37,6 +42,9 @@ struct Book {
 struct Noted {
     index: usize,
     book: Rc<RefCell<Book>>,
+    sim: Sim,
+    /// So long each piece takes.
+    work: Duration,
 }
 
 impl Noted {
@@ -62,6 +70,12 @@ impl Handler for Noted {
         {
             let (client, mut book) = (client(ctx, id), self.book.borrow_mut());
             book.opened += 1;
+            let has_moved = book.on_the_way.remove(&client);
+            book.arrived += u64::from(has_moved);
+            if has_moved != ctx.has_moved(id) {
+                book.violations
+                    .push(format!("{client} is opened in loop {}, moved: {has_moved}", self.index));
+            }
             if let Some(before) = book.open.insert(client.clone(), (self.index, id)) {
                 book.violations.push(format!("{client} is opened in loop {} and {before:?}", self.index));
             }
@@ -71,6 +85,7 @@ impl Handler for Noted {
 
     fn on_data(&mut self, ctx: &mut Ctx, id: ConnId, conn: &mut (), input: &[u8]) -> usize {
         self.check(ctx, id, "on_data");
+        self.sim.advance(self.work);
         Echo.on_data(ctx, id, conn, input)
     }
 
@@ -81,7 +96,17 @@ impl Handler for Noted {
 
     fn on_close(&mut self, ctx: &mut Ctx, id: ConnId, conn: (), reason: CloseReason, stats: &CloseStats) {
         self.check(ctx, id, "on_close");
-        self.book.borrow_mut().open.remove(&client(ctx, id));
+        {
+            let (client, mut book) = (client(ctx, id), self.book.borrow_mut());
+            book.open.remove(&client);
+            if reason == CloseReason::HandedOver {
+                book.left += 1;
+                if stats.bytes_sent != stats.bytes_received || stats.bytes_unsent != 0 || ctx.is_draining() {
+                    book.violations.push(format!("{client} was moved with {stats:?}"));
+                }
+                book.on_the_way.insert(client);
+            }
+        }
         Echo.on_close(ctx, id, conn, reason, stats);
     }
 }
@@ -173,11 +198,17 @@ impl Stage {
         let remotes = kernels.iter().map(|kernel| Remote::for_kernel(kernel, &limits));
         let remotes: Arc<[_]> = remotes.collect::<Result<Vec<_>, _>>().map_err(harness)?.into();
         let book = Rc::<RefCell<Book>>::default();
+        // One of them may have a lot to do.
+        let works = match rng.u8(0..4) {
+            0 => vec![0; count],
+            _ => (0..count).map(|_| magnitude(&mut rng, 1, 200_000) as u64).collect::<Vec<_>>(),
+        };
         let mut loops = Vec::new();
         for (index, kernel) in kernels.into_iter().enumerate() {
             let worker = Worker::new(index, Arc::clone(&remotes))
                 .ok_or_else(|| Failure::new("harness", "no such worker"))?;
-            let handler = Noted { index, book: Rc::clone(&book) };
+            let work = Duration::from_micros(works[index]);
+            let handler = Noted { index, book: Rc::clone(&book), sim: sim.clone(), work };
             let mut reactor = Reactor::with_remote(kernel, handler, limits.clone(), worker.remote().clone())
                 .map_err(harness)?;
             reactor.listen(&address(index), &ListenOptions::default()).map_err(harness)?;
@@ -220,7 +251,9 @@ impl Stage {
         let audit = reactor.ctx().audit();
         demand!(audit.is_ok(), "audit", "loop {index}: {audit:?}");
         let (open, most) = (reactor.ctx().connections(), reactor.ctx().limits().connections);
-        demand!(open <= most, "balance", "loop {index} has {open} connections of {most}");
+        // Who was let in once is not turned away for having been moved.
+        let moved = self.sum(|it| it.moved) as usize;
+        demand!(open <= most + moved, "balance", "loop {index} has {open} connections of {most}");
         let book = self.book.borrow();
         demand!(book.violations.is_empty(), "callbacks", "{:?}", book.violations);
         let left = book.open.values().filter(|(at, _)| *at == index).count();
@@ -326,6 +359,7 @@ impl Stage {
                 + counters.bytes_sent
                 + counters.taken_over
                 + counters.handed_over
+                + counters.moved
                 + counters.closed
         });
         let stopped = self.stopped.iter().filter(|stopped| **stopped).count() as u64;
@@ -354,7 +388,7 @@ impl Stage {
                 "session {number} was not served to its end"
             );
         }
-        let (handed, taken) = (self.sum(|it| it.handed_over), self.sum(|it| it.taken_over));
+        let (handed, taken) = (self.sum(|it| it.handed_over + it.moved), self.sum(|it| it.taken_over));
         demand!(
             handed == taken || self.died && taken < handed,
             "balance",
@@ -362,6 +396,20 @@ impl Stage {
         );
         let (opened, accepted) = (self.book.borrow().opened, self.sum(|it| it.accepted));
         demand!(opened == accepted, "callbacks", "{opened} were opened, and {accepted} are counted");
+        let book = self.book.borrow();
+        demand!(
+            book.on_the_way.is_empty() || self.died,
+            "balance",
+            "moved, and opened nowhere: {:?}",
+            book.on_the_way
+        );
+        demand!(
+            book.left == book.arrived || self.died && book.arrived < book.left,
+            "balance",
+            "{} were moved, and {} arrived",
+            book.left,
+            book.arrived
+        );
         Ok(())
     }
 

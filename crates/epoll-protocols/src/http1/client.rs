@@ -52,7 +52,12 @@ impl Client {
             Stage::Answering => return self.clear_timer(ctx, id),
             Stage::Body => self.body_time(ctx, id, config, changed),
             _ if !changed => return,
-            Stage::Idle if answered > 0 => config.keep_alive_timeout,
+            Stage::Idle if answered > 0 => {
+                ctx.hand_over(id);
+                config.keep_alive_timeout
+            }
+            // It has been answered elsewhere.
+            Stage::Idle if ctx.has_moved(id) => config.keep_alive_timeout,
             // Before its first request a client is as slow as one that has begun and not ended it.
             Stage::Idle | Stage::Head | Stage::Closed => config.head_timeout,
         };

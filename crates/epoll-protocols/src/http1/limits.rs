@@ -27,7 +27,8 @@ pub struct HttpLimits {
     /// The trailer fields of one body, all together; beyond it the answer is 431. They are checked and dropped.
     pub trailers: usize,
     /// The requests of one connection; the answer to the last one says that the connection ends. At least 1. A
-    /// client that stays for ever keeps whatever it has been given, so none does.
+    /// client that stays for ever keeps whatever it has been given, so none does. It begins anew with a connection that
+    /// [moves](epoll_reactor::Ctx::hand_over) to another loop.
     pub requests: u64,
     /// Once this much output waits, no further request is read until the caller has taken it: pipelined
     /// requests for a large answer would otherwise turn a few bytes of input into any amount of memory.

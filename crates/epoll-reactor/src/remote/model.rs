@@ -15,6 +15,7 @@ use loom::sync::Condvar;
 use loom::thread;
 
 use super::*;
+use crate::balance::Journey;
 use crate::token::Token;
 use crate::{ConnId, Ctx, Handler, Limits, PanicPolicy, Reactor, Turn};
 
@@ -340,7 +341,12 @@ fn loom_the_wake_of_an_inspection_is_not_lost() {
 /// A client as another loop hands it over.
 fn handed() -> Handed<ModelFd> {
     let eventfd = Eventfd { edges: Mutex::new(0), written: Condvar::new() };
-    Handed { listener: Token::new(1, 1), fd: ModelFd(Arc::new(eventfd)), peer: Address::UnixUnnamed }
+    Handed {
+        listener: Token::new(1, 1),
+        fd: ModelFd(Arc::new(eventfd)),
+        peer: Address::UnixUnnamed,
+        journey: Journey::New,
+    }
 }
 
 #[test]

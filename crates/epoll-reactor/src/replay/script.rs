@@ -184,6 +184,10 @@ impl Draft {
             // A write has found out, or an event.
             RecordKind::Close => match record.close_reason() {
                 Some(CloseReason::Reset | CloseReason::Error(_)) => Act::Reset,
+                Some(CloseReason::HandedOver) => {
+                    self.left_out.get_or_insert(LeftOutReason::HandedOver);
+                    return None;
+                }
                 _ => return None,
             },
             _ => return None,
@@ -285,6 +289,19 @@ mod tests {
             let expected = [Act::Connect, Act::Reset];
             assert_eq!(acts, expected[..1 + usize::from(is_reset)], "{reason:?}");
         }
+    }
+
+    #[test]
+    fn one_that_went_on_in_another_loop_is_left_out() {
+        let mut recording = recording(&[(1, Some(0), RecordKind::Accept, 5_000, None)]);
+        recording.records.push(Record {
+            extra: u8::try_from(CloseReason::HandedOver.index()).unwrap(),
+            ..Record::new(RecordKind::Close, Some(Token::new(0, 1)))
+        });
+        let script = Script::new(&recording);
+        let connection = ConnId(Token::new(0, 1));
+        assert_eq!(script.left_out, [LeftOut { connection, reason: LeftOutReason::HandedOver }]);
+        assert!(script.clients.is_empty() && script.turns.is_empty());
     }
 
     #[test]

@@ -47,7 +47,7 @@ struct Readings {
 /// A counter of one loop: its name without `epoll_` and `_total`, its help, and where it is.
 type LoopCounter = (&'static str, &'static str, fn(&Counters) -> u64);
 
-const COUNTERS: [LoopCounter; 20] = [
+const COUNTERS: [LoopCounter; 21] = [
     ("turns", "Turns of the loop", |counters| counters.turns),
     ("events", "Events the kernel delivered", |counters| counters.events),
     ("stale_events", "Events for what was closed before they were looked at", |counters| {
@@ -75,7 +75,14 @@ const COUNTERS: [LoopCounter; 20] = [
     ("connections_handed_over", "Clients accepted and handed to another loop, by --balance", |counters| {
         counters.handed_over
     }),
-    ("connections_taken_over", "Clients that other loops have handed over", |counters| counters.taken_over),
+    ("connections_taken_over", "Clients that other loops have handed over or moved", |counters| {
+        counters.taken_over
+    }),
+    (
+        "connections_moved",
+        "Connections that were open and were moved to another loop, by --balance",
+        |counters| counters.moved,
+    ),
     ("connections_cut_off", "Connections closed by the end of a drain", |counters| counters.cut_off),
     ("accept_pauses", "Times a listener paused for want of descriptors or kernel memory", |counters| {
         counters.accept_pauses

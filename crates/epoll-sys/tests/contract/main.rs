@@ -51,6 +51,7 @@ macro_rules! contract {
                     each_notification_is_an_edge,
                     a_notification_from_another_thread_ends_a_wait,
                     what_is_added_again_is_reported_again,
+                    what_came_while_it_was_not_registered_is_reported,
                     only_what_was_asked_for_is_reported,
                     what_is_no_longer_ready_is_not_reported,
                     a_notification_is_counted,

@@ -135,6 +135,19 @@ pub(crate) fn what_is_added_again_is_reported_again<K: Kernel>(kernel: &K) {
     bench.expect_silence();
 }
 
+/// As for a connection that one loop gives to another.
+pub(crate) fn what_came_while_it_was_not_registered_is_reported<K: Kernel>(kernel: &K) {
+    let (mut bench, client, server) = watched_pair(kernel);
+    kernel.delete(&server).unwrap();
+    kernel.send(&client, b"x").unwrap();
+    kernel.shutdown_write(&client).unwrap();
+    bench.expect_silence();
+    kernel.add(&server, Interest::Stream, SERVER + 10).unwrap();
+    let readiness =
+        bench.find(SERVER + 10, |readiness| readiness.is_readable() && readiness.must_read_to_end());
+    assert!(readiness.is_writable());
+}
+
 pub(crate) fn only_what_was_asked_for_is_reported<K: Kernel>(kernel: &K) {
     let (client, server) = pair(kernel);
     kernel.add(&server, Interest::Readable, SERVER).unwrap();
