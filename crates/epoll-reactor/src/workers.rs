@@ -124,8 +124,7 @@ struct WaysIn<M>(Arc<[Remote<M>]>);
 impl<M> Drop for WaysIn<M> {
     fn drop(&mut self) {
         // All of them first: to drop what is left may be a panic of a message.
-        let left: Vec<_> = self.0.iter().map(|remote| remote.shared().end()).collect();
-        drop(left);
+        drop(self.0.iter().map(|remote| remote.shared().end()).collect::<Vec<_>>());
     }
 }
 
@@ -250,10 +249,9 @@ impl<M: Send> Workers<M> {
     /// Has a loop hand clients that it accepts to the one that has the fewest connections, if those are clearly fewer than
     /// its own or it has no room for more, before anything was spent on them: as [`Reactor::balance`] says.
     ///
-    /// The kernel spreads clients by chance, and on a Unix socket whoever is awake has the next. That is good enough
-    /// for many clients, or short connections, which it saves the way from one thread to another. It is not
-    /// for a few that stay for long. A loop counts connections, not what they ask for; if that leaves it clearly busier than
-    /// another one, connections whose handler says [that they may](crate::Ctx::hand_over) go there.
+    /// The kernel spreads clients by chance, and on a Unix socket whoever is awake has the next. That is good enough for many
+    /// clients, or short connections, but not for a few that stay for long. A loop counts connections, not what they ask for; if
+    /// that leaves it clearly busier than another one, connections whose handler says [that they may](crate::Ctx::hand_over) go there.
     pub const fn balance(&mut self) {
         self.balanced = true;
     }

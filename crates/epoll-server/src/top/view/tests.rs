@@ -133,7 +133,7 @@ fn at_80_columns_ids_peers_and_headers_are_whole() {
     assert_shows(&text, &["busiest/s  loop id          age  peer", "queued     loop id          age  peer"]);
     let loops = text.lines().find(|line| line.contains("turn p50")).unwrap();
     let words = loops.trim_matches('"').split_whitespace().collect::<Vec<_>>().join(" ");
-    assert_eq!(words, "loop open turn p50 p99 max lag p50 p99 max busy for");
+    assert_eq!(words, "loop open turn p50 p99 max lag p99 max late max busy for");
 }
 
 #[test]
