@@ -29,7 +29,7 @@ struct Defect {
     wrong: &'static str,
 }
 
-const DEFECTS: [Defect; 34] = [
+const DEFECTS: [Defect; 33] = [
     Defect {
         name: "takes an overload for over as soon as shedding has made the lag low",
         file: "crates/epoll-reactor/src/overload.rs",
@@ -132,12 +132,6 @@ const DEFECTS: [Defect; 34] = [
         file: "crates/epoll-reactor/src/moving.rs",
         right: "        && connection.output.is_none()\n",
         wrong: "",
-    },
-    Defect {
-        name: "does not watch a connection any more that another loop has not taken",
-        file: "crates/epoll-reactor/src/moving.rs",
-        right: "let added = self.kernel.add(&fd, Interest::Stream, id.as_u64());",
-        wrong: "let added: Result<(), Errno> = Ok(());",
     },
     Defect {
         name: "loses the rest of a write that was cut short",
