@@ -29,6 +29,7 @@ mod random;
 mod report;
 mod scenario;
 mod session;
+mod several;
 mod shedding;
 mod shrink;
 mod stage;

@@ -3,27 +3,22 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use epoll_protocols::Echo;
-use epoll_reactor::sim::{Faults, Peer, Received, Sim, SimKernel};
-use epoll_reactor::{
-    Address, CloseReason, CloseStats, ConnId, Ctx, Handler, Limits, ListenOptions, Reactor, Remote,
-    Timestamp, Turn, Worker,
-};
+use epoll_reactor::sim::{Peer, Received, Sim};
+use epoll_reactor::{CloseReason, CloseStats, ConnId, Ctx, Handler, Limits, Timestamp, Worker};
 use fastrand::Rng;
 
+use super::Broken;
 use super::echo::Caller;
 use super::failure::{Failure, demand};
 use super::limits::draw_limits;
 use super::plan::{Plan, magnitude};
-use super::report::Scene;
 use super::session::Talk;
-use super::stage::{Tally, world};
-use super::{Broken, watchdog, watched};
+use super::several::{self, Loops, PATIENCE, Scenario, address};
+use super::stage::Tally;
 
 /// Who is open, in which loop, by the address of the client; and what was wrong about it.
 #[derive(Default)]
@@ -160,27 +155,16 @@ impl Client {
 
 struct Stage {
     plan: Plan,
-    sim: Sim,
-    rng: Rng,
-    /// As they are dropped when they die.
-    loops: Vec<Option<Reactor<Noted, SimKernel>>>,
-    stopped: Vec<bool>,
-    remotes: Arc<[Remote<(), SimKernel>]>,
-    book: Rc<RefCell<Book>>,
     clients: Vec<Client>,
-    /// The loop that stalls, and for how many rounds.
-    stalled: (usize, u32),
+    loops: Loops<Noted>,
+    book: Rc<RefCell<Book>>,
     died: bool,
 }
 
-/// Nothing takes so long but what never comes.
-const PATIENCE: Duration = Duration::from_secs(6 * 3_600);
-/// No run takes so many rounds, unless it goes nowhere.
-const MOST_ROUNDS: u64 = 400_000;
+impl Scenario for Stage {
+    type Handler = Noted;
 
-impl Stage {
     fn new(plan: &Plan, sim: &Sim) -> Result<Self, Failure> {
-        let harness = |error: std::io::Error| Failure::new("harness", format!("it does not start: {error}"));
         let mut rng = plan.chance(1);
         let count = rng.usize(2..=4);
         // Who is let in, the queue and the budget are what this is about.
@@ -194,27 +178,12 @@ impl Stage {
             tick: None,
             ..drawn
         };
-        let kernels: Vec<SimKernel> = (0..count).map(|_| sim.kernel()).collect();
-        let remotes = kernels.iter().map(|kernel| Remote::for_kernel(kernel, &limits));
-        let remotes: Arc<[_]> = remotes.collect::<Result<Vec<_>, _>>().map_err(harness)?.into();
         let book = Rc::<RefCell<Book>>::default();
         // One of them may have a lot to do.
         let works = match rng.u8(0..4) {
             0 => vec![0; count],
             _ => (0..count).map(|_| magnitude(&mut rng, 1, 200_000) as u64).collect::<Vec<_>>(),
         };
-        let mut loops = Vec::new();
-        for (index, kernel) in kernels.into_iter().enumerate() {
-            let worker = Worker::new(index, Arc::clone(&remotes))
-                .ok_or_else(|| Failure::new("harness", "no such worker"))?;
-            let work = Duration::from_micros(works[index]);
-            let handler = Noted { index, book: Rc::clone(&book), sim: sim.clone(), work };
-            let mut reactor = Reactor::with_remote(kernel, handler, limits.clone(), worker.remote().clone())
-                .map_err(harness)?;
-            reactor.listen(&address(index), &ListenOptions::default()).map_err(harness)?;
-            reactor.balance(&worker);
-            loops.push(Some(reactor));
-        }
         let clients = (0..4 * plan.clients).map(|session| Client {
             peer: None,
             is_to_come: true,
@@ -224,32 +193,25 @@ impl Stage {
             served: false,
         });
         let clients = clients.collect();
-        let mut faults = plan.faults.clone().without_losses();
-        faults.max_open = Faults::none().max_open;
-        sim.set_faults(faults);
-        Ok(Self {
-            plan: plan.clone(),
-            sim: sim.clone(),
-            rng,
-            stopped: vec![false; count],
-            loops,
-            remotes,
-            book,
-            clients,
-            stalled: (0, 0),
-            died: false,
-        })
+        let mut loops = Loops::new(sim, rng, &limits, count, |worker| {
+            let (index, book) = (worker.index(), Rc::clone(&book));
+            Ok(Noted { index, book, sim: sim.clone(), work: Duration::from_micros(works[index]) })
+        })?;
+        let remotes = &loops.remotes;
+        let workers = (0..count).filter_map(|index| Worker::new(index, remotes.clone()));
+        for (reactor, worker) in loops.reactors.iter_mut().flatten().zip(workers) {
+            reactor.balance(&worker);
+        }
+        loops.set_faults(plan);
+        Ok(Self { plan: plan.clone(), clients, loops, book, died: false })
+    }
+
+    fn loops(&mut self) -> &mut Loops<Noted> {
+        &mut self.loops
     }
 
     fn turn(&mut self, index: usize) -> Result<(), Failure> {
-        let Some(reactor) = self.loops[index].as_mut().filter(|_| !self.stopped[index]) else {
-            return Ok(());
-        };
-        let turn = reactor.turn(Some(Duration::ZERO));
-        let turn = turn.map_err(|error| Failure::new("turn", format!("loop {index} failed: {error}")))?;
-        self.stopped[index] = turn != Turn::Continue;
-        let audit = reactor.ctx().audit();
-        demand!(audit.is_ok(), "audit", "loop {index}: {audit:?}");
+        let Some(reactor) = self.loops.turn(index)? else { return Ok(()) };
         let (open, most) = (reactor.ctx().connections(), reactor.ctx().limits().connections);
         // Who was let in once is not turned away for having been moved.
         let moved = self.sum(|it| it.moved) as usize;
@@ -258,83 +220,33 @@ impl Stage {
         demand!(book.violations.is_empty(), "callbacks", "{:?}", book.violations);
         let left = book.open.values().filter(|(at, _)| *at == index).count();
         demand!(
-            !self.stopped[index] || left == 0,
+            !self.loops.stopped[index] || left == 0,
             "callbacks",
             "loop {index} has ended without {left} of its own"
         );
         Ok(())
     }
 
-    fn run(&mut self) -> Result<(), Failure> {
-        let dies = (!self.plan.gentle && self.rng.bool()).then(|| self.rng.usize(1..=self.plan.turns * 2));
-        let mut last = (0, self.sim.now());
-        let (mut idle, mut draining) = (0, false);
-        for round in 0.. {
-            demand!(round < MOST_ROUNDS, "stuck", "{round} rounds: {}", self.unfinished());
-            if dies == Some(round as usize) {
-                let index = self.rng.usize(0..self.loops.len());
-                self.loops[index] = None;
-                self.stopped[index] = true;
-                self.died = true;
-                self.book.borrow_mut().open.retain(|_, (at, _)| *at != index);
-            }
-            let over = self.clients.iter().all(Client::is_over)
-                || !self.plan.gentle && (round >= self.plan.turns as u64 || idle > 60);
-            if over && !draining {
-                draining = true;
-                let first = self.rng.usize(0..self.remotes.len());
-                let order = (0..self.remotes.len()).map(|index| (index + first) % self.remotes.len());
-                order.for_each(|index| self.remotes[index].drain());
-            }
-            if self.stopped.iter().all(|stopped| *stopped) {
-                break;
-            }
-            self.round()?;
-            let done = self.progress();
-            if done != last.0 {
-                last = (done, self.sim.now());
-                idle = 0;
-            } else {
-                idle += 1;
-            }
-            let rest = self.sim.now() - last.1;
-            demand!(rest < PATIENCE, "stuck", "nothing for {rest:?}: {}", self.unfinished());
-            if idle > 0 || self.rng.bool() {
-                self.sim.advance(Duration::from_micros(self.rng.u64(0..=1 << idle.min(22))));
-            }
-        }
-        self.finish()
-    }
-
-    /// One loop has a turn, and some clients do something.
-    fn round(&mut self) -> Result<(), Failure> {
-        let index = self.rng.usize(0..self.loops.len());
-        if self.stalled.1 > 0 {
-            self.stalled.1 -= 1;
-        } else if self.rng.u8(0..40) == 0 {
-            self.stalled = (self.rng.usize(0..self.loops.len()), magnitude(&mut self.rng, 1, 200) as u32);
-        }
-        if self.stalled.1 == 0 || self.stalled.0 != index {
-            self.turn(index)?;
-        }
-        for _ in 0..self.rng.usize(1..=4) {
-            let number = self.rng.usize(0..self.clients.len().max(1));
+    fn act(&mut self) -> Result<(), Failure> {
+        let (count, rng) = (self.loops.count(), &mut self.loops.rng);
+        for _ in 0..rng.usize(1..=4) {
+            let number = rng.usize(0..self.clients.len().max(1));
             let Some(client) = self.clients.get_mut(number) else { break };
             if client.is_to_come {
                 client.is_to_come = false;
                 // Where a loop has died or drains, nobody listens.
-                client.peer = self.sim.connect(&address(self.rng.usize(0..self.loops.len()))).ok();
+                client.peer = self.loops.sim.connect(&address(rng.usize(0..count))).ok();
                 continue;
             }
-            match self.rng.u8(0..100) {
-                0..50 => client.say(&mut self.rng),
-                50 if !self.plan.gentle && self.rng.u8(0..4) == 0 => {
+            match rng.u8(0..100) {
+                0..50 => client.say(rng),
+                50 if !self.plan.gentle && rng.u8(0..4) == 0 => {
                     if let Some(peer) = client.peer.take() {
                         peer.reset();
                     }
                 }
                 _ => {
-                    let most = magnitude(&mut self.rng, 16, 64 * 1024);
+                    let most = magnitude(rng, 16, 64 * 1024);
                     client.hear(most).map_err(|failure| failure.of_session(number))?;
                 }
             }
@@ -342,12 +254,17 @@ impl Stage {
         Ok(())
     }
 
-    fn sum(&self, get: fn(&epoll_reactor::Counters) -> u64) -> u64 {
-        self.remotes.iter().map(|remote| get(&remote.metrics().read().counters)).sum()
+    fn note_death(&mut self, index: usize) {
+        self.died = true;
+        self.book.borrow_mut().open.retain(|_, (at, _)| *at != index);
     }
 
-    /// Something that changes whenever anything moves.
-    fn progress(&self) -> u64 {
+    fn is_over(&self, round: u64, idle: u32) -> bool {
+        self.clients.iter().all(Client::is_over)
+            || !self.plan.gentle && (round >= self.plan.turns as u64 || idle > 60)
+    }
+
+    fn progress(&mut self) -> u64 {
         let of_clients = self.clients.iter().map(|client| {
             client.sent
                 + client.caller.heard()
@@ -362,8 +279,7 @@ impl Stage {
                 + counters.moved
                 + counters.closed
         });
-        let stopped = self.stopped.iter().filter(|stopped| **stopped).count() as u64;
-        of_clients.sum::<u64>() + of_loops + stopped
+        of_clients.sum::<u64>() + of_loops + self.loops.ended() as u64
     }
 
     fn unfinished(&self) -> String {
@@ -377,7 +293,7 @@ impl Stage {
                 client.caller.heard()
             )
         });
-        told.chain([format!("stopped: {:?}", self.stopped)]).collect()
+        told.chain([format!("stopped: {:?}", self.loops.stopped)]).collect()
     }
 
     fn finish(&mut self) -> Result<(), Failure> {
@@ -412,36 +328,15 @@ impl Stage {
         );
         Ok(())
     }
-
-    fn end(self) -> Result<(), Failure> {
-        let Self { sim, loops, remotes, clients, .. } = self;
-        drop((clients, loops, remotes));
-        let (open, violations) = (sim.open_descriptors(), sim.violations());
-        demand!(open.is_empty(), "descriptors", "left open at the end: {open:?}");
-        demand!(violations.is_empty(), "misuse of the kernel", "{violations:?}");
-        Ok(())
-    }
 }
 
-fn address(index: usize) -> Address {
-    Address::Tcp(([127, 0, 0, 1], 7000 + index as u16).into())
+impl Stage {
+    fn sum(&self, get: fn(&epoll_reactor::Counters) -> u64) -> u64 {
+        self.loops.remotes.iter().map(|remote| get(&remote.metrics().read().counters)).sum()
+    }
 }
 
 /// Runs one plan to its end.
 pub(crate) fn run(plan: &Plan) -> (Tally, Option<Broken>) {
-    let _watching = watchdog::watch(plan);
-    let sim = world(plan);
-    let start = sim.now();
-    let result = Stage::new(plan, &sim).and_then(|mut stage| {
-        let ran = catch_unwind(AssertUnwindSafe(|| stage.run()));
-        let ran = ran.unwrap_or_else(|payload| Err(Failure::new("panic", watched::text(payload.as_ref()))));
-        ran.and_then(|()| stage.end())
-    });
-    let tally = Tally {
-        turns: sim.calls().get("wait").unwrap_or(0),
-        time: sim.now() - start,
-        injected: sim.injected(),
-        fingerprint: sim.fingerprint(),
-    };
-    (tally, result.err().map(|failure| Broken { failure, scene: Scene::of_the_end(&sim) }))
+    several::run::<Stage>(plan)
 }
